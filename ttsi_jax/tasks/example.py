@@ -1,0 +1,84 @@
+"""What a benchmark is made of: tools, calls, labelled inputs."""
+
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Tool:
+    """A function that the model may call.
+
+    Attributes:
+        parameters: a JSON schema `{"type": "object", "properties": {...}, "required": [...]}` as
+            `schema.normalise_parameters` makes it, whatever dialect the file was written in.
+    """
+
+    name: str
+    description: str
+    parameters: dict[str, Any]
+
+    @property
+    def properties(self) -> dict[str, Any]:
+        """The schema of each parameter, by name."""
+        return self.parameters["properties"]
+
+    @property
+    def required(self) -> tuple[str, ...]:
+        """The names of the parameters that a call must give."""
+        return tuple(self.parameters["required"])
+
+
+@dataclass(frozen=True)
+class Call:
+    """One function call as a model wrote it; the arguments are JSON values."""
+
+    name: str
+    arguments: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class GoldCall:
+    """A function call that counts as right.
+
+    Attributes:
+        arguments: the accepted values of each argument, at least one.
+        optional: the arguments that a right call may leave out.
+    """
+
+    name: str
+    arguments: dict[str, tuple[Any, ...]]
+    optional: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True)
+class Example:
+    """One input of a benchmark.
+
+    Attributes:
+        messages: `{"role", "content"}` turns, roles system, user or assistant, at least one of them the user's.
+        tools: the candidates, in the file's order; names are unique.
+        gold: the right calls; `()` where calling nothing is right, None where there is no label.
+    """
+
+    id: str
+    messages: tuple[dict[str, str], ...]
+    tools: tuple[Tool, ...]
+    gold: tuple[GoldCall, ...] | None
+
+    @property
+    def query(self) -> str:
+        """The last thing the user said."""
+        return next(message["content"] for message in reversed(self.messages) if message["role"] == "user")
+
+
+@dataclass(frozen=True)
+class Task:
+    """A named list of inputs.
+
+    Attributes:
+        problems: one sentence for each line or entry that could not be used; the others are in `examples`.
+    """
+
+    name: str
+    examples: tuple[Example, ...]
+    problems: tuple[str, ...] = ()

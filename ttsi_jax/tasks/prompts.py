@@ -1,0 +1,119 @@
+"""From an example to token ids: one prefix for every phase, and each phase's own last turn.
+
+All prompts of an input begin with the same tokens: the instructions and the tool list, rendered here and not by the
+model's template, so that the cache of this prefix serves scoring, synthesis, training and answering. What a phase
+wants stands in the last user turn. Text that continues a prompt (an answer's opening, a function's name, a key) is
+tokenised by itself and its ids are appended: a tokenizer would merge `",` or `"_` across such a border.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from os.path import commonprefix
+from typing import Any
+
+from ttsi_jax.errors import InputError
+from ttsi_jax.tasks.example import Example, Tool
+
+SYSTEM = """You are a function-calling assistant. Answer each request with a call of one of these functions:
+{tools}
+
+Reply with one JSON object and nothing else: {{"name": "<function name>", "arguments": {{"<argument>": <value>}}}}"""
+
+NEW_REQUEST = """Request: {query}
+
+Do not answer this request. Write another request of the same kind, for the same purpose but with other words and \
+other values. Write only the new request, in one line."""
+
+NEW_PAIR = """Request: {query}
+
+Do not answer this request. Write another request of the same kind, for the same purpose but with other words and \
+other values, and the call that answers it. Reply with one JSON object: \
+{{"request": "<new request>", "call": {{"name": "<function name>", "arguments": {{"<argument>": <value>}}}}}}"""
+
+CONTINUE = "Now write the function call that this conversation asks for."
+
+OPENING = '{"name": "'  # how an answer begins, up to the function's name
+REQUEST_OPENING = "Request:"  # how a new request begins
+
+_PROBES = ("a", "1?")  # two requests that differ from their first character on
+
+Messages = Sequence[dict[str, str]]
+
+
+def render_tools(tools: Sequence[Tool]) -> str:
+    """One line of JSON per tool: name, description and the JSON schema of its parameters."""
+    lines = ({"name": tool.name, "description": tool.description, "parameters": tool.parameters} for tool in tools)
+    return "\n".join(json.dumps(line, ensure_ascii=False) for line in lines)
+
+
+def answer_messages(example: Example, query: str | None = None) -> Messages:
+    """The conversation up to where the call is due; with `query`, that request stands in for the last one."""
+    history, last, after = _split(example)
+    if query is not None:
+        return [*history, {"role": "user", "content": query}]
+    if not after:
+        return [*history, last]
+    return [*history, last, *after, {"role": "user", "content": CONTINUE}]
+
+
+def synthesis_messages(example: Example, instruction: str) -> Messages:
+    """The conversation with the last request replaced by an instruction (`NEW_REQUEST`, `NEW_PAIR`) about it."""
+    history, last, _ = _split(example)
+    return [*history, {"role": "user", "content": instruction.format(query=last["content"])}]
+
+
+def _split(example: Example) -> tuple[list[dict[str, str]], dict[str, str], list[dict[str, str]]]:
+    """The turns before the last user turn, that turn, and those after it; system turns are left to the prefix."""
+    turns = [message for message in example.messages if message["role"] != "system"]
+    last = max(index for index, message in enumerate(turns) if message["role"] == "user")
+    return turns[:last], turns[last], turns[last + 1 :]
+
+
+@dataclass(frozen=True)
+class PromptEncoder:
+    """Renders and tokenises with a model's own tokenizer and chat template (`transformers.PreTrainedTokenizerFast`)."""
+
+    tokenizer: Any
+
+    def fragment(self, text: str) -> tuple[int, ...]:
+        """Token ids of text that is appended to other ids."""
+        return tuple(self.tokenizer.encode(text, add_special_tokens=False))
+
+    def encode(self, example: Example, messages: Messages) -> tuple[int, ...]:
+        """Token ids of a whole prompt: instructions, tools, messages, and the head of the assistant's turn.
+
+        Raises:
+            InputError: the model's chat template refuses these messages.
+        """
+        own = [message["content"] for message in example.messages if message["role"] == "system"]
+        system = "\n\n".join([SYSTEM.format(tools=render_tools(example.tools)), *own])
+        conversation = [{"role": "system", "content": system}, *messages]
+        try:
+            text = self.tokenizer.apply_chat_template(conversation, tokenize=False, add_generation_prompt=True)
+        except Exception as error:  # a template is a program that came with the model: it may raise anything
+            raise InputError(f"the model's chat template refuses input '{example.id}': {error}") from None
+        return self.fragment(text)
+
+    def prefix(self, example: Example) -> tuple[int, ...]:
+        """The tokens that all of the input's prompts begin with: up to where the last request differs.
+
+        It depends on the instructions, the tools and earlier turns, so inputs with the same tools have the same prefix.
+        """
+        prompts = [self.encode(example, answer_messages(example, probe)) for probe in _PROBES]
+        prompts.append(self.encode(example, answer_messages(example)))
+        prompts.extend(self.encode(example, synthesis_messages(example, text)) for text in (NEW_REQUEST, NEW_PAIR))
+        return tuple(commonprefix(prompts))
+
+    def suffix(self, example: Example, messages: Messages, prefix: tuple[int, ...], opening: str = "") -> tuple[int, ...]:
+        """What follows `prefix` in the prompt of `messages`, and then `opening`.
+
+        Raises:
+            InputError: the prompt does not begin with the prefix.
+        """
+        ids = self.encode(example, messages)
+        if ids[: len(prefix)] != prefix:
+            raise InputError(f"a prompt of input '{example.id}' does not begin with its tool list's tokens")
+        return ids[len(prefix) :] + (self.fragment(opening) if opening else ())
