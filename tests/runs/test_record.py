@@ -1,0 +1,88 @@
+import json
+from dataclasses import fields
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ttsi_jax.runs.record import Record, from_json, to_json
+
+TEXT = st.text(st.characters())  # control characters and lone surrogates too
+FLOATS = st.floats(allow_nan=False, allow_infinity=False)
+LEAVES = st.none() | st.booleans() | st.integers() | FLOATS | TEXT
+
+
+def objects(values):
+    return st.dictionaries(TEXT, values, max_size=4)
+
+
+JSON = st.recursive(LEAVES, lambda inner: st.lists(inner) | objects(inner))
+CALLS = st.none() | st.lists(st.fixed_dictionaries({"name": TEXT, "arguments": objects(JSON)}), max_size=2)
+RECORDS = st.builds(
+    Record,
+    id=TEXT,
+    task=TEXT,
+    query=TEXT,
+    candidates=st.lists(TEXT),
+    probabilities=st.lists(FLOATS),
+    uncertainty=st.none() | FLOATS,
+    text_base=st.none() | TEXT,
+    calls=CALLS,
+    gold=CALLS,
+    synthetic=st.lists(objects(JSON), max_size=2),
+    seconds=objects(FLOATS),
+    error=st.none() | TEXT,
+)
+
+
+def test_fields_are_those_of_the_design_in_order():
+    assert [f.name for f in fields(Record)] == (
+        "id task query n_prompt_tokens candidates log_likelihoods probabilities uncertainty uncertain synthetic losses "
+        "pick_base pick pick_correct_base pick_correct text_base base_calls text_adapted adapted_calls calls adapted "
+        "reverted reason gold tool_correct_base call_correct_base tool_correct call_correct seconds error"
+    ).split()
+
+
+@given(RECORDS)
+def test_a_record_survives_the_file(record):
+    line = to_json(record)
+    assert "\n" not in line
+    assert line.encode().decode() == line
+    # Neighbouring surrogates are one character in every encoding, so two strings of them count as equal.
+    read = from_json(line)
+    assert _joined(vars(read)) == _joined(vars(record))
+    assert to_json(read) == line
+
+
+def _joined(value):
+    return json.loads(json.dumps(value))
+
+
+def test_numbers_that_are_not_finite_become_null():
+    nan, inf = float("nan"), float("inf")
+    calls = [{"name": "f", "arguments": {"x": -inf, "said": "NaN"}}]
+    record = from_json(to_json(Record("a", "t", "q", probabilities=[nan, 0.1], uncertainty=inf, calls=calls)))
+    assert record.probabilities == [None, 0.1]
+    assert record.uncertainty is None
+    assert record.calls == [{"name": "f", "arguments": {"x": None, "said": "NaN"}}]
+
+
+def test_text_stays_readable_and_lone_surrogates_are_escaped():
+    line = to_json(Record("a", "t", "Zürich 東京 \ud800"))
+    assert 'Zürich 東京 \\ud800"' in line
+
+
+@pytest.mark.parametrize(
+    "line, complaint",
+    [
+        ("[]", "object"),
+        ('{"id": "a", "task": "t"}', "missing fields: query"),
+        ('{"id": "a", "task": "t", "query": "q", "colour": 1}', "unknown fields: colour"),
+        ('{"id": 1, "task": "t", "query": "q"}', "'id' must be a str"),
+        ('{"id": "a", "task": "t", "query": "q", "candidates": null}', "'candidates' must be a list"),
+        ('{"id": "a", "task": "t", "query": "q", "seconds": []}', "'seconds' must be a dict"),
+    ],
+)
+def test_what_is_no_record_is_named(line, complaint):
+    with pytest.raises(ValueError, match=complaint):
+        from_json(line)

@@ -1,0 +1,114 @@
+import json
+
+import pytest
+
+from ttsi_jax.runs.record import Record
+from ttsi_jax.runs.summary import outcome, summarise
+
+
+def correct(pick, tool, call):
+    """Labels from (before, after) pairs."""
+    return {
+        "pick_correct_base": pick[0],
+        "pick_correct": pick[1],
+        "tool_correct_base": tool[0],
+        "tool_correct": tool[1],
+        "call_correct_base": call[0],
+        "call_correct": call[1],
+    }
+
+
+YES, NO, FIXED, BROKE = (True, True), (False, False), (False, True), (True, False)
+ACCEPTED, REJECTED = {"accepted": True, "reason": None}, {"accepted": False, "reason": "unknown function"}
+RECORDS = [
+    Record("a", "t", "q", candidates=["f", "g"], uncertain=False, seconds={"score": 1.0}, **correct(YES, YES, NO)),
+    Record(
+        *("b", "t", "q"),
+        candidates=["f", "g"],
+        uncertain=True,
+        adapted=True,
+        synthetic=[REJECTED, ACCEPTED],
+        seconds={"score": 2.0, "adapt": 4.0},
+        **correct(FIXED, FIXED, FIXED),
+    ),
+    Record(
+        *("c", "t", "q"),
+        candidates=["g", "f"],
+        uncertain=True,
+        adapted=True,
+        reverted=True,
+        reason="loss rose",
+        synthetic=[ACCEPTED],
+        seconds={"score": 0.5, "adapt": 1.0},
+        **correct(NO, BROKE, YES),
+    ),
+    Record(
+        *("d", "t", "other"),
+        candidates=["f"],
+        uncertain=True,
+        reason="no usable pair",
+        synthetic=[REJECTED, REJECTED],
+        seconds={"score": 0.5, "adapt": 0.0},
+        **correct(YES, NO, BROKE),
+    ),
+    Record("unlabelled", "t", "third", candidates=["f", "g"], uncertain=False),
+    Record("failed", "t", "q", seconds={"score": 8.0}, error="no candidates", **correct(FIXED, FIXED, FIXED)),
+]
+
+
+def test_a_small_run_by_hand():
+    assert summarise(RECORDS) == {
+        "n": 6,
+        "failed": 1,
+        "uncertain": 3,
+        "one_candidate": 1,
+        "duplicates": 1,
+        "adapted": 2,
+        "reverted": 1,
+        "fixed": 1,
+        "broke": 1,
+        "fixed_tool": 1,
+        "broke_tool": 1,
+        "fixed_pick": 1,
+        "broke_pick": 0,
+        "pick_accuracy_base": 0.5,
+        "pick_accuracy": 0.75,
+        "tool_accuracy_base": 0.5,
+        "tool_accuracy": 0.5,
+        "call_accuracy_base": 0.5,
+        "call_accuracy": 0.5,
+        "correct": {
+            "pick_accuracy_base": 2,
+            "pick_accuracy": 3,
+            "tool_accuracy_base": 2,
+            "tool_accuracy": 2,
+            "call_accuracy_base": 2,
+            "call_accuracy": 2,
+        },
+        "labelled": {f"{metric}_accuracy{side}": 4 for metric in ("pick", "tool", "call") for side in ("_base", "")},
+        "synthetic_written": 5,
+        "synthetic_accepted": 2,
+        "usable_share": pytest.approx(2 / 3),
+        "reasons": {"unknown function": 3, "loss rose": 1, "no usable pair": 1},
+        "seconds": {"score": 12.0, "adapt": 5.0},
+        "timed": {"score": 5, "adapt": 2},
+    }
+
+
+def test_without_labels_there_is_no_accuracy():
+    summary = summarise([Record("a", "t", "q")])
+    assert summary["pick_accuracy"] is summary["call_accuracy_base"] is summary["usable_share"] is None
+    assert summary["fixed"] == summary["broke"] == 0
+    assert summarise([])["n"] == 0
+
+
+def test_a_summary_is_strict_json():
+    json.dumps(summarise(RECORDS), allow_nan=False)
+
+
+@pytest.mark.parametrize(
+    "before, after, expected",
+    [(True, True, "same"), (False, False, "same"), (False, True, "fixed"), (True, False, "broke"), (None, True, None)],
+)
+def test_outcome(before, after, expected):
+    assert outcome(before, after) == expected

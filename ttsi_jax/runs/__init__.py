@@ -1,0 +1,1 @@
+"""Runs on disk: records, resumption, summaries, comparison and reports; nothing here needs JAX but `environment`."""

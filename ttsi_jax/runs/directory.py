@@ -1,0 +1,247 @@
+"""A run on disk: written so that a process killed at any moment loses nothing that was finished.
+
+Every file but `records.jsonl` is replaced whole. Records are appended, and an append returns when they are on the disk.
+The last line of an id counts; a last line without its line end was being written when the process died.
+"""
+
+import json
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ttsi_jax.errors import InputError
+from ttsi_jax.runs.record import Record, from_json, strict_json, to_json
+
+try:
+    import fcntl
+except ImportError:  # no advisory locks on this platform
+    fcntl = None
+
+CONFIG, RECORDS, SUMMARY, ENVIRONMENT = "config.json", "records.jsonl", "summary.json", "environment.json"
+LOCK = ".lock"
+
+
+class RunDirectory:
+    """An open run; made by `open_run`, and locked until it is closed.
+
+    Attributes:
+        path: The directory.
+        finished: The records of inputs that need no more work, by id.
+        failed: The records of inputs that ended in an error, by id; a resumed run tries them again.
+    """
+
+    def __init__(self, path: Path, records: Mapping[str, Record], lock: int):
+        self.path = path
+        self.finished = {id: record for id, record in records.items() if record.error is None}
+        self.failed = {id: record for id, record in records.items() if record.error is not None}
+        self._lock = lock
+
+    def __enter__(self) -> "RunDirectory":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Gives the lock back."""
+        if self._lock >= 0:
+            os.close(self._lock)
+            self._lock = -1
+
+    def append(self, records: Iterable[Record]) -> None:
+        """Adds records; when this returns they are on the disk."""
+        records = list(records)
+        # A summary speaks of all records, so it is void as soon as one more is added.
+        (self.path / SUMMARY).unlink(missing_ok=True)
+        with open(self.path / RECORDS, "ab") as file:
+            file.write(_lines(records))
+            file.flush()
+            os.fsync(file.fileno())
+        for record in records:
+            self.finished.pop(record.id, None)
+            self.failed.pop(record.id, None)
+            (self.finished if record.error is None else self.failed)[record.id] = record
+
+    def complete(self, order: Sequence[str], summary: Mapping[str, Any]) -> None:
+        """Ends the run: puts the records into their stable order and writes the summary.
+
+        Args:
+            order: The ids of all inputs, each once.
+            summary: What `summarise` returns, and whatever the caller adds.
+
+        Raises:
+            InputError: `order` does not name exactly the inputs that have a record.
+        """
+        records = self.finished | self.failed
+        if stray := records.keys() - set(order):
+            raise InputError(f"{self.path}: the run holds inputs that its task does not: {_named(stray)}")
+        if missing := set(order) - records.keys():
+            raise InputError(f"{self.path}: inputs without a record: {_named(missing)}")
+        _replace(self.path / RECORDS, _lines(records[id] for id in dict.fromkeys(order)))
+        _replace(self.path / SUMMARY, _document(summary))
+
+    def write_environment(self, environment: Mapping[str, Any]) -> None:
+        """Writes `environment.json`; a resumed run keeps the newest."""
+        _replace(self.path / ENVIRONMENT, _document(environment))
+
+
+def open_run(path: str | os.PathLike[str], config: Mapping[str, Any]) -> RunDirectory:
+    """Starts a run in a new or empty directory, or resumes the one that is there.
+
+    Args:
+        path: The directory; made with its parents where it is missing.
+        config: All settings that decide the results, as JSON values.
+
+    Raises:
+        InputError: the directory holds something else, a run with another configuration, or a damaged record, another
+            process is writing to it, or it cannot be written.
+    """
+    path = Path(path)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        _refuse_foreign(path)
+        lock = _acquire_lock(path)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be used as a run's directory: {error.strerror}") from None
+    try:
+        _settle_config(path, config)
+        records, intact = read_records(path / RECORDS)
+        # Cuts off a line that was being written when the process died; makes the file where there is none.
+        with open(path / RECORDS, "ab") as file:
+            file.truncate(intact)
+        return RunDirectory(path, records, lock)
+    except BaseException:
+        os.close(lock)
+        raise
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """The configuration of the run in a directory.
+
+    Raises:
+        InputError: there is none, or it cannot be read.
+    """
+    return _read_object(path / CONFIG, missing=f"{path}: holds no run (it has no {CONFIG})")
+
+
+def read_summary(path: Path) -> dict[str, Any] | None:
+    """The summary of the run in a directory; None while the run is unfinished."""
+    return _read_object(path / SUMMARY) if (path / SUMMARY).exists() else None
+
+
+def read_records(path: Path) -> tuple[dict[str, Record], int]:
+    """The records in a file, by id, and the number of bytes in its whole lines; changes nothing.
+
+    Raises:
+        InputError: a whole line is no record.
+    """
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError:
+        return {}, 0
+    intact = data.rfind(b"\n") + 1
+    records: dict[str, Record] = {}
+    for number, line in enumerate(data[:intact].split(b"\n")[:-1], start=1):
+        try:
+            record = from_json(line.decode())
+        except (ValueError, RecursionError) as error:
+            raise InputError(
+                f"{path}:{number}: not a record: {error}. Delete the line, and a resumed run does its input again."
+            ) from None
+        records[record.id] = record
+    return records, intact
+
+
+def config_differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, tuple[str, str]]:
+    """The settings in which two configurations differ: dotted name to both values, as text."""
+    a, b = dict(_flat(old)), dict(_flat(new))
+    names = [name for name in a | b if name not in a or name not in b or a[name] != b[name]]
+    return {name: (_shown(a, name), _shown(b, name)) for name in names}
+
+
+def _flat(config: Mapping[str, Any], above: str = "") -> Iterable[tuple[str, Any]]:
+    for key, value in config.items():
+        if isinstance(value, dict) and value:
+            yield from _flat(value, f"{above}{key}.")
+        else:
+            yield f"{above}{key}", value
+
+
+def _shown(settings: Mapping[str, Any], name: str) -> str:
+    return strict_json(settings[name]) if name in settings else "(absent)"
+
+
+def _refuse_foreign(path: Path) -> None:
+    """Refuses a directory of other things; a process killed before it wrote the configuration leaves only ours."""
+    names = {entry.name for entry in path.iterdir()}
+    if CONFIG not in names and names - {LOCK, _temporary(path / CONFIG).name}:
+        raise InputError(f"{path}: is not empty and holds no run (it has no {CONFIG}); choose another directory")
+
+
+def _acquire_lock(path: Path) -> int:
+    lock = os.open(path / LOCK, os.O_RDWR | os.O_CREAT, 0o666)
+    if fcntl is not None:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(lock)
+            raise InputError(f"{path}: another process is writing to this run; choose another directory") from None
+        except OSError:
+            pass  # a file system without locks: the lock is a courtesy, the run is good without it
+    return lock
+
+
+def _settle_config(path: Path, config: Mapping[str, Any]) -> None:
+    """Writes the configuration of a new run; refuses to resume a run that has another."""
+    if not (path / CONFIG).exists():
+        _replace(path / CONFIG, _document(config))
+        return
+    given = json.loads(strict_json(config))  # as it would read from the file: tuples are lists
+    if differences := config_differences(read_config(path), given):
+        lines = [f"  {name}: {old} there, {new} now" for name, (old, new) in differences.items()]
+        raise InputError("\n".join([f"{path}: holds a run with other settings:", *lines, "Choose another directory."]))
+
+
+def _read_object(path: Path, missing: str = "") -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_bytes())
+    except OSError as error:
+        raise InputError(missing or f"{path}: cannot be read: {error.strerror}") from None
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path}: not a JSON file: {error}") from None
+    if not isinstance(value, dict):
+        raise InputError(f"{path}: a JSON object is expected, not {type(value).__name__}")
+    return value
+
+
+def _document(value: Mapping[str, Any]) -> bytes:
+    return (strict_json(value, indent=2) + "\n").encode()
+
+
+def _lines(records: Iterable[Record]) -> bytes:
+    return b"".join(to_json(record).encode() + b"\n" for record in records)
+
+
+def _named(ids: Iterable[str], at_most: int = 5) -> str:
+    ids = sorted(ids)
+    return ", ".join(ids[:at_most]) + (f" and {len(ids) - at_most} more" if len(ids) > at_most else "")
+
+
+def _temporary(path: Path) -> Path:
+    return path.with_name(f".{path.name}.tmp")
+
+
+def _replace(path: Path, content: bytes) -> None:
+    """Writes a file so that at any moment either the old or the new content is there, whole."""
+    with open(_temporary(path), "wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(_temporary(path), path)
+    if hasattr(os, "O_DIRECTORY"):  # elsewhere a directory cannot be opened
+        directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(directory)
+        finally:
+            os.close(directory)

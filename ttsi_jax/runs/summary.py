@@ -1,0 +1,102 @@
+"""Counts and accuracies of a run."""
+
+import math
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from typing import Any, Literal
+
+from ttsi_jax.runs.record import Record, strict_json
+
+METRICS = ("pick", "tool", "call")
+Outcome = Literal["fixed", "broke", "same"]
+
+
+def outcome(before: bool | None, after: bool | None) -> Outcome | None:
+    """What became of an answer; None where either side is not labelled."""
+    if before is None or after is None:
+        return None
+    return "same" if before == after else "fixed" if after else "broke"
+
+
+def base_and_final(record: Record, metric: str) -> tuple[bool | None, bool | None]:
+    """Whether the base's answer and the final one are correct in a metric of `METRICS`."""
+    return getattr(record, f"{metric}_correct_base"), getattr(record, f"{metric}_correct")
+
+
+def summarise(records: Sequence[Record]) -> dict[str, Any]:
+    """The figures of `summary.json`.
+
+    Returns:
+        `n` and `failed` count all records and `seconds` sums them; everything else speaks of those that did not fail.
+        `*_accuracy_base` and `*_accuracy` are shares of the labelled records, None where there are none; `correct` and
+        `labelled` hold their counts under the same names. `fixed` and `broke` speak of call correctness. `usable_share`
+        is the share of uncertain inputs with an accepted pair. `reasons` counts why pairs were rejected and why inputs
+        ended as they did. `duplicates` counts inputs with the query and candidates of an earlier one. `timed` counts
+        the inputs that went through a stage of `seconds`.
+    """
+    sound = [record for record in records if record.error is None]
+    uncertain = [record for record in sound if record.uncertain]
+    pairs = [pair for record in sound for pair in record.synthetic]
+    changes = {metric: Counter(outcome(*base_and_final(record, metric)) for record in sound) for metric in METRICS}
+    accuracies, correct, labelled = _accuracies(sound)
+    stages = _stages(records)
+    return {
+        "n": len(records),
+        "failed": len(records) - len(sound),
+        "uncertain": len(uncertain),
+        "one_candidate": sum(len(record.candidates) == 1 for record in sound),
+        "duplicates": len(sound) - len({strict_json([record.query, record.candidates]) for record in sound}),
+        "adapted": sum(record.adapted for record in sound),
+        "reverted": sum(record.reverted for record in sound),
+        "fixed": changes["call"]["fixed"],
+        "broke": changes["call"]["broke"],
+        "fixed_tool": changes["tool"]["fixed"],
+        "broke_tool": changes["tool"]["broke"],
+        "fixed_pick": changes["pick"]["fixed"],
+        "broke_pick": changes["pick"]["broke"],
+        **accuracies,
+        "correct": correct,
+        "labelled": labelled,
+        "synthetic_written": len(pairs),
+        "synthetic_accepted": sum(map(_accepted, pairs)),
+        "usable_share": _share(any(map(_accepted, record.synthetic)) for record in uncertain),
+        "reasons": _reasons(sound, pairs),
+        "seconds": {stage: math.fsum(seconds) for stage, seconds in stages.items()},
+        "timed": {stage: len(seconds) for stage, seconds in stages.items()},
+    }
+
+
+def _accuracies(records: Sequence[Record]) -> tuple[dict[str, float | None], dict[str, int], dict[str, int]]:
+    accuracies, correct, labelled = {}, {}, {}
+    for metric in METRICS:
+        for side, suffix in enumerate(("_base", "")):
+            values = [v for record in records if (v := base_and_final(record, metric)[side]) is not None]
+            name = f"{metric}_accuracy{suffix}"
+            accuracies[name], correct[name], labelled[name] = _share(values), sum(values), len(values)
+    return accuracies, correct, labelled
+
+
+def _share(values: Iterable[bool]) -> float | None:
+    values = list(values)
+    return sum(values) / len(values) if values else None
+
+
+def _accepted(pair: dict[str, Any]) -> bool:
+    return bool(pair.get("accepted"))
+
+
+def _reasons(records: Iterable[Record], pairs: Iterable[dict[str, Any]]) -> dict[str, int]:
+    """Most frequent first, then by name, so that the same records give the same file."""
+    reasons = Counter(record.reason for record in records if record.reason)
+    reasons.update(str(pair["reason"]) for pair in pairs if not _accepted(pair) and pair.get("reason"))
+    return dict(sorted(reasons.items(), key=lambda item: (-item[1], item[0])))
+
+
+def _stages(records: Iterable[Record]) -> dict[str, list[float]]:
+    """Seconds of the inputs that went through each stage, in the order in which the stages first appear."""
+    stages: dict[str, list[float]] = {}
+    for record in records:
+        for stage, seconds in record.seconds.items():
+            if seconds:
+                stages.setdefault(stage, []).append(seconds)
+    return stages

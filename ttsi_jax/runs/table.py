@@ -1,0 +1,91 @@
+"""What a summary or a comparison shows as tables, and those tables for the terminal."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from rich.table import Table
+from rich.text import Text
+
+from ttsi_jax.runs.compare import Comparison, Paired, Run, compare, mcnemar_p
+from ttsi_jax.runs.summary import METRICS
+
+
+class Rows(NamedTuple):
+    """A table as plain text; the first column is made of names, the others of figures."""
+
+    headings: tuple[str, ...]
+    rows: list[tuple[str, ...]]
+
+
+def summary_table(summary: Mapping[str, Any], title: str) -> Table:
+    """Accuracies before and after, what was fixed and broken, counts of inputs, and seconds per stage of one run."""
+    table = Table.grid(padding=(0, 0, 1, 0))
+    table.title = Text(title)
+    for rows in (accuracies(summary), counts(summary), stages(summary)):
+        table.add_row(_rendered(rows))
+    return table
+
+
+def comparison_table(runs: Mapping[str, Run]) -> Table:
+    """One row per run: its own accuracies, and its final answers beside the first run's on the inputs both have."""
+    return _rendered(side_by_side(compare(runs)))
+
+
+def accuracies(summary: Mapping[str, Any]) -> Rows:
+    rows = []
+    for metric in METRICS:
+        suffix = "" if metric == "call" else f"_{metric}"
+        fixed, broke = summary[f"fixed{suffix}"], summary[f"broke{suffix}"]
+        before, after = _accuracy(summary, f"{metric}_accuracy_base"), _accuracy(summary, f"{metric}_accuracy")
+        rows.append((metric, before, after, str(fixed), str(broke), f"{mcnemar_p(fixed, broke):.2g}"))
+    return Rows(("accuracy", "before", "after", "fixed", "broke", "McNemar p"), rows)
+
+
+def counts(summary: Mapping[str, Any]) -> Rows:
+    names = ("n", "failed", "uncertain", "adapted", "reverted", "synthetic_written", "synthetic_accepted")
+    headings = ("inputs", "failed", "uncertain", "adapted", "reverted", "pairs written", "pairs accepted")
+    return Rows(headings, [tuple(str(summary[name]) for name in names)])
+
+
+def stages(summary: Mapping[str, Any]) -> Rows:
+    rows = []
+    for stage, seconds in summary["seconds"].items():
+        inputs = summary["timed"][stage]
+        rows.append((stage, str(inputs), f"{seconds:.1f}", f"{seconds / inputs:.3f}"))
+    return Rows(("stage", "inputs", "seconds", "per input"), rows)
+
+
+def side_by_side(comparisons: Sequence[Comparison]) -> Rows:
+    rows = []
+    for position, run in enumerate(comparisons):
+        changes = [_change(run.summary, metric) for metric in METRICS]
+        paired = (_paired(run.tool), _paired(run.call)) if position else ("", "")
+        settings = "\n".join(f"{name} {value}" for name, (_, value) in run.settings.items())
+        name = run.name if run.finished else f"{run.name} (unfinished)"
+        rows.append((name, str(run.summary["n"]), *changes, *paired, settings))
+    return Rows(("run", "inputs", *METRICS, "tool, against the first", "call, against the first", "differs in"), rows)
+
+
+def _accuracy(summary: Mapping[str, Any], name: str) -> str:
+    """Such as `72.4 % (213/294)`; a dash where nothing is labelled."""
+    if summary[name] is None:
+        return "–"
+    return f"{100 * summary[name]:.1f} % ({summary['correct'][name]}/{summary['labelled'][name]})"
+
+
+def _change(summary: Mapping[str, Any], metric: str) -> str:
+    return f"{_accuracy(summary, f'{metric}_accuracy_base')} → {_accuracy(summary, f'{metric}_accuracy')}"
+
+
+def _paired(paired: Paired) -> str:
+    """Such as `+5 −2 of 294, p 0.45`."""
+    return f"+{paired.fixed} −{paired.broke} of {paired.fixed + paired.broke + paired.same}, p {paired.p:.2g}"
+
+
+def _rendered(rows: Rows) -> Table:
+    table = Table()
+    for column, heading in enumerate(rows.headings):
+        table.add_column(heading, justify="right" if column else "left")
+    for row in rows.rows:
+        table.add_row(*map(Text, row))  # not strings: a name with brackets in it is no markup
+    return table
