@@ -1,0 +1,70 @@
+"""Low-rank adapters: a second pytree beside the read-only base.
+
+An adapter holds, for some layers and some of their projections, a pair of factors; a projection with one computes
+``x @ W + (x @ a) @ b * (alpha / rank)`` and is never merged (Hu et al., arXiv 2106.09685). A missing entry is the base.
+Everything here is for one adapter; many of them are the same pytree with a leading axis E, under `jax.vmap`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from ttsi_jax.model.config import DecoderConfig
+
+TARGETS = ("q", "k", "v", "o", "gate", "up", "down")
+
+
+class LowRank(NamedTuple):
+    """The two factors of one projection's update, float32."""
+
+    a: Array  # [in, rank]
+    b: Array  # [rank, out]
+
+
+Adapter = dict[int, dict[str, LowRank]]  # layer -> projection -> factors; keys as in the base's params["layers"]
+
+
+@dataclass(frozen=True)
+class LoraConfig:
+    """Shape and strength of the adapters (paper: rank 8, alpha 16, all linear layers).
+
+    Attributes:
+      rank: inner size r of each pair of factors.
+      alpha: the update is multiplied by alpha / rank.
+      targets: the projections that get one.
+    """
+
+    rank: int = 8
+    alpha: float = 16.0
+    targets: tuple[str, ...] = TARGETS
+
+    @property
+    def scale(self) -> float:
+        return self.alpha / self.rank
+
+
+def projection_shapes(config: DecoderConfig) -> dict[str, tuple[int, int]]:
+    """The (in, out) sizes of one layer's projections."""
+    d, f = config.hidden_size, config.mlp_size
+    heads, kv_heads = config.n_heads * config.head_dim, config.n_kv_heads * config.head_dim
+    shapes = ((d, heads), (d, kv_heads), (d, kv_heads), (heads, d), (d, f), (d, f), (f, d))
+    return dict(zip(TARGETS, shapes, strict=True))
+
+
+def init_adapter(key: Array, config: DecoderConfig, lora: LoraConfig) -> Adapter:
+    """A fresh adapter as PEFT makes it: `a` uniform within 1 / sqrt(in), `b` zero, so that it changes nothing yet."""
+    shapes = projection_shapes(config)
+
+    def init(layer: int, name: str) -> LowRank:
+        n_in, n_out = shapes[name]
+        bound = n_in**-0.5
+        own_key = jax.random.fold_in(jax.random.fold_in(key, layer), TARGETS.index(name))
+        a = jax.random.uniform(own_key, (n_in, lora.rank), jnp.float32, -bound, bound)
+        return LowRank(a, jnp.zeros((lora.rank, n_out), jnp.float32))
+
+    return {layer: {name: init(layer, name) for name in lora.targets} for layer in range(config.n_layers)}

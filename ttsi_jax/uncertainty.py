@@ -1,0 +1,37 @@
+"""H: how unsure the model is between the candidate functions (paper, Algorithm 1, step 1).
+
+Estimators are pure functions of ONE input: log-likelihoods [N] float32 and a mask [N] bool of real candidates, to a
+scalar in [0, 1] where 1 is certain. `jax.vmap` lifts them over inputs.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+
+class Estimator(Protocol):
+    """log-likelihoods [N] in nats, mask [N] -> certainty, a float32 scalar; below tau the input is uncertain."""
+
+    def __call__(self, log_likelihoods: Array, mask: Array) -> Array: ...
+
+
+def relative_softmax(log_likelihoods: Array, mask: Array) -> Array:
+    """Relative Softmax Scoring: p_n = exp(l_n - max l) / sum_k exp(l_k - max l); [N], 0 outside the mask."""
+    return jnp.where(mask, jax.nn.softmax(jnp.where(mask, log_likelihoods, -jnp.inf)), 0.0)
+
+
+def margin(log_likelihoods: Array, mask: Array) -> Array:
+    """The paper's u = p_(1) - p_(2): the two largest probabilities' distance.
+
+    A single candidate leaves nothing to be unsure about: u = 1. No candidate gives 0 (the loop reports such inputs).
+    """
+    p = jnp.sort(relative_softmax(log_likelihoods, mask), descending=True)
+    second = p[1] if p.shape[0] > 1 else 0.0
+    return jnp.where(jnp.any(mask), p[0] - second, 0.0)
+
+
+ESTIMATORS: dict[str, Estimator] = {"margin": margin}
