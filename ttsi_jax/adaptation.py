@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -29,18 +29,18 @@ class AdaptConfig:
     """Settings of test-time fine-tuning.
 
     Attributes:
-      scope: `all`: the adapter acts on every token (the paper); `suffix`: only on tokens after the shared prefix, in
-        training and answering alike, so that the base's prefix cache serves both.
-      rule: an update rule's name, or `package.module:object` (an `UpdateRule`, or a function from lr to one).
-      loss: a loss's name, or `package.module:object`.
-      epochs: passes over an input's pairs; with batch size 1 that is epochs x pairs steps.
-      lr: peak learning rate.
-      rank: inner size of the adapters.
-      alpha: adapters are scaled by alpha / rank.
-      memory: GiB for intermediate values of training; a wave trains in chunks that fit.
+        scope: `all`: the adapter acts on every token (the paper); `suffix`: only on tokens after the shared prefix, in
+          training and answering alike, so that the base's prefix cache serves both.
+        rule: an update rule's name, or `package.module:object` (an `UpdateRule`, or a function from lr to one).
+        loss: a loss's name, or `package.module:object`.
+        epochs: passes over an input's pairs; with batch size 1 that is epochs x pairs steps.
+        lr: peak learning rate.
+        rank: inner size of the adapters.
+        alpha: adapters are scaled by alpha / rank.
+        memory: GiB for intermediate values of training; a wave trains in chunks that fit.
     """
 
-    scope: str = "all"
+    scope: Literal["all", "suffix"] = "all"
     rule: str = "adamw"
     loss: str = "answer_cross_entropy"
     epochs: int = 5
@@ -90,9 +90,9 @@ class UpdateRule(NamedTuple):
     """How one example's adapter changes; a pair of pure functions, as in optax.
 
     Attributes:
-      init: (adapter, n_steps int32 scalar) -> state. Hyperparameters go into the state as arrays: another learning rate
-        then compiles nothing.
-      step: (loss_fn, adapter, state, batch, key) -> (adapter, state, metrics); metrics has at least `loss`.
+        init: (adapter, n_steps int32 scalar) -> state. Hyperparameters go into the state as arrays: another learning
+            rate then compiles nothing. The number of steps is an input's own, and schedules need it.
+        step: (loss_fn, adapter, state, batch, key) -> (adapter, state, metrics); metrics has at least `loss`.
     """
 
     init: Callable[[Adapter, Array], State]
@@ -119,12 +119,12 @@ def adapt_example(
     """Trains one adapter for `n_steps` steps; step s takes pair s mod n_pairs.
 
     Args:
-      batches: K sequences, every array with a leading axis K; the first n_pairs are real.
-      past: the base's caches that come before the sequences (empty: the sequences are whole prompts).
-      max_steps: length of the scan; steps from `n_steps` on change nothing.
+        batches: K sequences, every array with a leading axis K; the first n_pairs are real.
+        past: the base's caches that come before the sequences (empty: the sequences are whole prompts).
+        max_steps: length of the scan; steps from `n_steps` on change nothing.
 
     Returns:
-      The adapter, and the loss before each step [max_steps] float32 (NaN where no step was taken).
+        The adapter, and the loss before each step [max_steps] float32 (NaN where no step was taken).
     """
 
     def run(adapter: Adapter | None, tokens: Tokens, predict: Array) -> Outputs:
@@ -188,7 +188,7 @@ def adapt_wave(
     the base never is.
 
     Returns:
-      The adapters (leading axis E) and the losses [E, max_steps].
+        The adapters (leading axis E) and the losses [E, max_steps].
     """
 
     def one(adapter, state, batches, n_pairs, n_steps, key, past):  # noqa: ANN001, ANN202 - see adapt_example

@@ -77,9 +77,9 @@ def optax_rule(
     >>> rule = optax_rule(optax.lion, lr=1e-4)
 
     Args:
-      make: for example `optax.sgd`; a module-level function, so that a new `lr` finds the compiled program again.
-      lr: peak learning rate.
-      warmup_ratio: share of the steps over which the rate rises from 0.
+        make: for example `optax.sgd`; a module-level function, so that a new `lr` finds the compiled program again.
+        lr: peak learning rate.
+        warmup_ratio: share of the steps over which the rate rises from 0.
     """
 
     def init(adapter: Adapter, n_steps: Array) -> OptaxState:

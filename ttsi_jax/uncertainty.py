@@ -6,11 +6,29 @@ scalar in [0, 1] where 1 is certain. `jax.vmap` lifts them over inputs.
 
 from __future__ import annotations
 
-from typing import Protocol
+from dataclasses import dataclass
+from typing import Literal, Protocol
 
 import jax
 import jax.numpy as jnp
 from jax import Array
+
+
+@dataclass(frozen=True)
+class GateConfig:
+    """Settings of the gate.
+
+    Attributes:
+        tau: an input is uncertain if its certainty is below this.
+        select: which inputs adapt: the `uncertain` ones, the `certain` ones, or `all`.
+        estimator: an estimator's name, or `package.module:object`.
+        score: a candidate's score is the `sum` of its tokens' log-probabilities, or their `mean`.
+    """
+
+    tau: float = 0.95
+    select: Literal["uncertain", "certain", "all"] = "uncertain"
+    estimator: str = "margin"
+    score: Literal["sum", "mean"] = "sum"
 
 
 class Estimator(Protocol):

@@ -90,13 +90,13 @@ class GgufFile:
     """A GGUF file: the header read and checked at once, tensor values when asked for.
 
     Attributes:
-      path: the file.
-      metadata: key -> value; arrays as lists.
-      shapes: tensor name -> shape in row-major order.
-      problems: tensors of a type that cannot be read.
+        path: the file.
+        metadata: key -> value; arrays as lists.
+        shapes: tensor name -> shape in row-major order.
+        problems: tensors of a type that cannot be read.
 
     Raises:
-      ModelFileError: when the file is damaged, truncated, big-endian or of another version.
+        ModelFileError: when the file is damaged, truncated, big-endian or of another version.
     """
 
     def __init__(self, path: Path):

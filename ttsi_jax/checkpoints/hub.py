@@ -56,10 +56,10 @@ class ModelDescription(NamedTuple):
     """A row of ``ttsi-jax models``.
 
     Attributes:
-      name: what to give as --model.
-      family: the architecture.
-      present: whether its files are on this machine.
-      how: where they are, or how to get them.
+        name: what to give as --model.
+        family: the architecture.
+        present: whether its files are on this machine.
+        how: where they are, or how to get them.
     """
 
     name: str
@@ -90,10 +90,10 @@ def locate(source: str | Path) -> tuple[str, Path]:
     """The name of a model, and its local directory or file, downloaded first if it is a hub name.
 
     Args:
-      source: an alias, a directory, a ``.gguf`` file or a hub name, tried in this order.
+        source: an alias, a directory, a ``.gguf`` file or a hub name, tried in this order.
 
     Raises:
-      ModelFileError: when it is not there and cannot be had.
+        ModelFileError: when it is not there and cannot be had.
     """
     if alias := ALIASES.get(str(source)):
         path = alias.find()

@@ -46,12 +46,12 @@ class LanguageModel(NamedTuple):
     """A loaded model.
 
     Attributes:
-      config: the decoder's shape.
-      params: the read-only base, laid out as `ttsi_jax.model.decoder.abstract_params` says.
-      tokenizer: with the model's chat template.
-      stop_ids: token ids that end an answer.
-      name: what it was asked for as, without the path.
-      checksum: SHA-256 that identifies the files (see `ttsi_jax.checkpoints.files.checksum`).
+        config: the decoder's shape.
+        params: the read-only base, laid out as `ttsi_jax.model.decoder.abstract_params` says.
+        tokenizer: with the model's chat template.
+        stop_ids: token ids that end an answer.
+        name: what it was asked for as, without the path.
+        checksum: SHA-256 that identifies the files (see `ttsi_jax.checkpoints.files.checksum`).
     """
 
     config: DecoderConfig
@@ -77,12 +77,12 @@ def load_model(source: str | Path, *, dtype: str | None = None) -> LanguageModel
     Tensors are read one at a time, so that the host holds little more than the parameters themselves.
 
     Args:
-      source: where the model is; see `ttsi_jax.checkpoints.hub.locate`.
-      dtype: float32 or bfloat16 for all but the norms; by default float32 on CPU and bfloat16 elsewhere.
+        source: where the model is; see `ttsi_jax.checkpoints.hub.locate`.
+        dtype: float32 or bfloat16 for all but the norms; by default float32 on CPU and bfloat16 elsewhere.
 
     Raises:
-      ModelFileError: when a file is missing, damaged or not supported.
-      InputError: for another dtype.
+        ModelFileError: when a file is missing, damaged or not supported.
+        InputError: for another dtype.
     """
     dtype = dtype or ("float32" if jax.default_backend() == "cpu" else "bfloat16")
     if dtype not in DTYPES:
@@ -152,16 +152,16 @@ def read_params(
     """Fills the params pytree from a file, one tensor at a time.
 
     Args:
-      file: the tensors.
-      slots: the table of names for this format and model.
-      plain_name: the name to look up in the table; None for a tensor to leave out.
-      config: the decoder's shape.
-      dtype: of everything but the norms.
-      where: for error messages.
+        file: the tensors.
+        slots: the table of names for this format and model.
+        plain_name: the name to look up in the table; None for a tensor to leave out.
+        config: the decoder's shape.
+        dtype: of everything but the norms.
+        where: for error messages.
 
     Raises:
-      ModelFileError: naming every tensor that is unknown, missing, there twice or of the wrong shape or type; or the
-        first one with a value that is not finite.
+        ModelFileError: naming every tensor that is unknown, missing, there twice or of the wrong shape or type; or the
+          first one with a value that is not finite.
     """
     leaves, treedef = jax.tree_util.tree_flatten_with_path(abstract_params(config, dtype))
     targets = {tuple(key.key for key in path): leaf for path, leaf in leaves}

@@ -24,11 +24,11 @@ class Slot(NamedTuple):
     """Where one tensor of a file goes, and what happens to it on the way.
 
     Attributes:
-      path: its place in the params pytree.
-      transposed: the file holds [out, in], the params [in, out].
-      offset: added to every value (Hugging Face stores Gemma's norm factors less 1).
-      interleaved_heads: heads whose rows the file has in the order x0 y0 x1 y1 .. instead of x0 x1 .. y0 y1 .., the two
-        halves that rotary embedding pairs (GGUF files of the Llama architecture); 0 for rows in plain order.
+        path: its place in the params pytree.
+        transposed: the file holds [out, in], the params [in, out].
+        offset: added to every value (Hugging Face stores Gemma's norm factors less 1).
+        interleaved_heads: heads whose rows the file has in the order x0 y0 x1 y1 .. instead of x0 x1 .. y0 y1 .., the
+            two halves that rotary embedding pairs (GGUF files of the Llama architecture); 0 for rows in plain order.
     """
 
     path: ParamPath
@@ -176,9 +176,9 @@ def find_problems(
     """What keeps the tensors of a file from filling the parameters: unknown, missing and wrongly shaped ones.
 
     Args:
-      slots: the names that must be there.
-      found: the names that are there -> shape in the file.
-      targets: parameter path -> shape and dtype.
+        slots: the names that must be there.
+        found: the names that are there -> shape in the file.
+        targets: parameter path -> shape and dtype.
     """
     problems = [f"unknown tensor {name}" for name in found if name not in slots]
     for name, slot in slots.items():

@@ -42,15 +42,15 @@ def save_peft(
     """Writes one adapter as a directory that PEFT loads.
 
     Args:
-      path: the directory, made if need be.
-      adapter: factors a [in, rank] and b [rank, out] per layer and projection, without a leading axis.
-      config: the decoder the adapter belongs to.
-      rank: the factors' inner size.
-      alpha: the update's strength, alpha / rank.
-      base: the hub name or directory of the base model, for PEFT's own use.
+        path: the directory, made if need be.
+        adapter: factors a [in, rank] and b [rank, out] per layer and projection, without a leading axis.
+        config: the decoder the adapter belongs to.
+        rank: the factors' inner size.
+        alpha: the update's strength, alpha / rank.
+        base: the hub name or directory of the base model, for PEFT's own use.
 
     Raises:
-      ModelFileError: when the adapter does not fit `config` and `rank`.
+        ModelFileError: when the adapter does not fit `config` and `rank`.
     """
     tensors, problems = {}, []
     shapes = projection_shapes(config)
@@ -86,14 +86,14 @@ def load_peft(path: str | Path, config: DecoderConfig) -> tuple[Adapter, int, fl
     """Reads a LoRA adapter that PEFT or `save_peft` wrote.
 
     Args:
-      path: the directory.
-      config: the decoder it is for.
+        path: the directory.
+        config: the decoder it is for.
 
     Returns:
-      The adapter in float32, its rank and its alpha.
+        The adapter in float32, its rank and its alpha.
 
     Raises:
-      ModelFileError: when a file is missing or damaged, the tensors do not fit `config`, or it is not plain LoRA.
+        ModelFileError: when a file is missing or damaged, the tensors do not fit `config`, or it is not plain LoRA.
     """
     directory = Path(path)
     rank, alpha = _read_settings(directory / CONFIG)

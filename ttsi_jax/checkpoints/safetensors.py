@@ -20,9 +20,9 @@ class SafetensorsFiles:
     """Tensors of one checkpoint: headers are read and checked at once, values when asked for.
 
     Attributes:
-      paths: the files.
-      shapes: tensor name -> shape.
-      problems: tensors that contradict the index, are there twice or have a dtype that is not a float.
+        paths: the files.
+        shapes: tensor name -> shape.
+        problems: tensors that contradict the index, are there twice or have a dtype that is not a float.
     """
 
     def __init__(self, paths: list[Path], index: dict[str, str] | None = None):
@@ -71,7 +71,7 @@ def open_checkpoint(directory: Path) -> SafetensorsFiles:
     """Opens the safetensors files of a model directory, single or sharded.
 
     Raises:
-      ModelFileError: when there are none, one is damaged, or the index names a file that is not there.
+        ModelFileError: when there are none, one is damaged, or the index names a file that is not there.
     """
     if (directory / SINGLE).exists():
         return SafetensorsFiles([directory / SINGLE])

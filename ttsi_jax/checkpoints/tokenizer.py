@@ -52,7 +52,7 @@ def tokenizer_from_directory(directory: Path) -> PreTrainedTokenizerFast:
     """Reads tokenizer.json with its settings; classes that the files name are not looked up, nor is any code run.
 
     Raises:
-      ModelFileError: when tokenizer.json is missing or damaged, or there is no chat template.
+        ModelFileError: when tokenizer.json is missing or damaged, or there is no chat template.
     """
     path = directory / "tokenizer.json"
     read_json(path)  # refuses a missing or damaged file with a readable message
@@ -67,7 +67,7 @@ def tokenizer_from_gguf(metadata: Mapping[str, Any]) -> PreTrainedTokenizerFast:
     """Builds the tokenizer that a GGUF file's metadata describes.
 
     Raises:
-      ModelFileError: for a kind of tokenizer that is not supported, inconsistent metadata, or no chat template.
+        ModelFileError: for a kind of tokenizer that is not supported, inconsistent metadata, or no chat template.
     """
     tokens = _list(metadata, "tokens", str)
     if len(set(tokens)) != len(tokens):
@@ -190,11 +190,11 @@ def stop_ids(tokenizer: PreTrainedTokenizerFast, declared: Iterable[Any]) -> tup
     """The token ids that end an answer: the declared ones, the tokenizer's EOS, and the template's end of turn.
 
     Args:
-      tokenizer: with a chat template.
-      declared: end ids that the model's files give.
+        tokenizer: with a chat template.
+        declared: end ids that the model's files give.
 
     Raises:
-      ModelFileError: when the chat template cannot be rendered, or a declared id is no token.
+        ModelFileError: when the chat template cannot be rendered, or a declared id is no token.
     """
     ids: list[Any] = [each for each in (tokenizer.eos_token_id, _end_of_turn(tokenizer), *declared) if each is not None]
     wrong = [each for each in ids if not isinstance(each, int) or not 0 <= each < len(tokenizer)]

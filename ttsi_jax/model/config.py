@@ -30,13 +30,24 @@ UNSUPPORTED = (  # settings that change the arithmetic and are not implemented
 )
 
 
+GEMMA3_DEFAULTS = {  # published multimodal checkpoints leave these out of their text_config
+    "vocab_size": 262_208,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 4,
+    "head_dim": 256,
+    "max_position_embeddings": 131_072,
+    "query_pre_attn_scalar": 256,
+    "sliding_window": 4096,
+}
+
+
 @dataclass(frozen=True)
 class Rope:
     """Rotary position embedding: a geometric series of frequencies, each perhaps slowed down for a longer context.
 
     Attributes:
-      theta: base of the series.
-      divisors: what each of the head_dim / 2 frequencies is divided by; empty leaves them as they are.
+        theta: base of the series.
+        divisors: what each of the head_dim / 2 frequencies is divided by; empty leaves them as they are.
     """
 
     theta: float
@@ -48,12 +59,12 @@ class DecoderConfig:
     """Everything that fixes a decoder's arithmetic and its parameters' shapes.
 
     Attributes:
-      head_dim: size of one head; not always hidden_size / n_heads (Qwen3, Gemma 3).
-      local_layers: per layer, whether it attends within `sliding_window` and uses `local_rope`.
-      sandwich_norms: norms after attention and MLP as well (Gemma 3).
-      embed_scale: factor on the embeddings (Gemma: sqrt(hidden_size)).
-      query_scale: factor on the queries before the dot product.
-      context_length: longest sequence the model was made for, in tokens.
+        head_dim: size of one head; not always hidden_size / n_heads (Qwen3, Gemma 3).
+        local_layers: per layer, whether it attends within `sliding_window` and uses `local_rope`.
+        sandwich_norms: norms after attention and MLP as well (Gemma 3).
+        embed_scale: factor on the embeddings (Gemma: sqrt(hidden_size)).
+        query_scale: factor on the queries before the dot product.
+        context_length: longest sequence the model was made for, in tokens.
     """
 
     family: str
@@ -135,11 +146,13 @@ def from_hf(config: Mapping[str, Any]) -> DecoderConfig:
     of a multimodal Gemma 3 (`text_config`) is taken by itself.
 
     Raises:
-      ModelFileError: for an unsupported architecture, activation or rope scaling, or a missing or absurd size.
+        ModelFileError: for an unsupported architecture, activation or rope scaling, or a missing or absurd size.
     """
     if "text_config" in config:
         config = {**config["text_config"], "model_type": config["text_config"].get("model_type", "gemma3_text")}
     family = _family(str(config.get("model_type")))
+    if family == "gemma3":
+        config = {**GEMMA3_DEFAULTS, **config}
     try:
         return _from_hf(config, family)
     except KeyError as missing:
@@ -164,6 +177,8 @@ def _from_hf(config: Mapping[str, Any], family: str) -> DecoderConfig:
     hidden_size = _positive(config["hidden_size"], "hidden_size")
     head_dim = _positive(config.get("head_dim") or hidden_size // n_heads, "head_dim")
     n_kv_heads = _positive(config.get("num_key_value_heads") or n_heads, "num_key_value_heads")
+    if head_dim % 2 or float(config.get("partial_rotary_factor", 1.0)) != 1.0:
+        raise ModelFileError("rotary embedding of a part of a head, or of an odd head_dim, is not supported")
     if n_heads % n_kv_heads:
         raise ModelFileError(f"{n_heads} attention heads cannot be shared by {n_kv_heads} key-value heads")
 
@@ -211,12 +226,12 @@ def from_gguf(
     """Makes a `DecoderConfig` from GGUF metadata and the shapes of its tensors.
 
     Args:
-      metadata: key -> value, as ``llama.block_count`` -> 30.
-      tensors: name -> shape in row-major order (the reverse of the order in the file).
-      rope_divisors: the values of ``rope_freqs.weight`` where the file has it (Llama 3's scaling).
+        metadata: key -> value, as ``llama.block_count`` -> 30.
+        tensors: name -> shape in row-major order (the reverse of the order in the file).
+        rope_divisors: the values of ``rope_freqs.weight`` where the file has it (Llama 3's scaling).
 
     Raises:
-      ModelFileError: for an unsupported architecture or scaling, or a missing or absurd value.
+        ModelFileError: for an unsupported architecture or scaling, or a missing or absurd value.
     """
     name = str(metadata.get("general.architecture"))
     family = _family(name)
@@ -231,6 +246,8 @@ def from_gguf(
     hidden_size = _positive(get("embedding_length"), "embedding_length")
     n_layers = _positive(get("block_count"), "block_count", 1000)
     head_dim = get("attention.key_length", hidden_size // n_heads)
+    if get("rope.dimension_count", head_dim) != head_dim:
+        raise ModelFileError("rotary embedding of a part of a head is not supported")
     rope = {"rope_theta": get("rope.freq_base", 1_000_000.0 if family == "gemma3" else 10_000.0)}
     if get("rope.scaling.type", "none") != "none":
         rope |= {"rope_type": get("rope.scaling.type"), "factor": get("rope.scaling.factor", 1.0)}

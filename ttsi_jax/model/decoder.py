@@ -209,16 +209,16 @@ def forward(
     """Runs one sequence through the decoder.
 
     Args:
-      config: the decoder's shape (static under jit).
-      params: the base, as `abstract_params` lays it out.
-      tokens: the sequence, T tokens.
-      past: caches of tokens that came before; the positions of `tokens` continue theirs.
-      adapter: low-rank updates; None is the base.
-      scale: alpha / rank of the adapter.
-      remat: recompute each layer in the backward pass instead of keeping its intermediate values.
+        config: the decoder's shape (static under jit).
+        params: the base, as `abstract_params` lays it out.
+        tokens: the sequence, T tokens.
+        past: caches of tokens that came before; the positions of `tokens` continue theirs.
+        adapter: low-rank updates; None is the base.
+        scale: alpha / rank of the adapter.
+        remat: recompute each layer in the backward pass instead of keeping its intermediate values.
 
     Returns:
-      Hidden states after the final norm [T, D], and a `Cache` of the T tokens' keys and values.
+        Hidden states after the final norm [T, D], and a `Cache` of the T tokens' keys and values.
     """
     model = merge(config, params)
     x = jnp.take(params["embed"], tokens.ids, axis=0)

@@ -2,8 +2,8 @@
 
 A row's script is a list of slots. A forced slot feeds its token; a free slot feeds what the model says until the
 model's token closes it. Free text is a script of one free slot; a function call whose keys are given is forced text
-with a free slot for each value. What closes a slot is a table (kind of slot x token -> change of depth), so that one
-compiled loop decodes requests, whole answers and single values alike, without a wait for the host.
+with a free slot for each value. What may stand in a slot and what closes it are tables over the vocabulary, so that
+one compiled loop decodes requests, whole answers and single values alike, without a wait for the host.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from ttsi_jax.model.config import DecoderConfig
 from ttsi_jax.model.decoder import Params, Tokens, forward, logits
 from ttsi_jax.model.lora import Adapter
 
-FORCED = 0  # the kind of a forced slot; free slots have kinds 1, 2, … = rows 0, 1, … of the depth table
+FORCED = 0  # the kind of a forced slot; free slots have kinds 1, 2, … = rows 0, 1, … of the tables
 
 
 class Script(NamedTuple):
@@ -30,6 +30,14 @@ class Script(NamedTuple):
     tokens: Array  # [S] int32: the token of a forced slot
     limits: Array  # [S] int32: most tokens in a free slot
     length: Array  # int32: slots in use
+
+
+class SlotTables(NamedTuple):
+    """The rules of each kind of free slot. It starts at depth 1, and the token that takes it to 0 closes it."""
+
+    depth_changes: Array  # [kinds, V] int8
+    first: Array  # [kinds, V] bool: tokens that a slot may begin with
+    later: Array  # [kinds, V] bool: tokens that may come after that
 
 
 class Sampling(NamedTuple):
@@ -84,6 +92,13 @@ def sample(keys: Array, scores: Array, sampling: Sampling) -> Array:
     return jax.lax.cond(jnp.asarray(sampling.temperature) > 0, drawn, greedy)
 
 
+def _allowed(script: Script, tables: SlotTables, row: _Progress, scores: Array) -> Array:
+    """One row's logits [V] without the tokens that its slot may not hold."""
+    kind = script.kinds[row.slot]
+    allowed = jnp.where(row.used == 0, tables.first[kind - 1], tables.later[kind - 1])
+    return jnp.where(allowed | (kind == FORCED), scores, -jnp.inf)
+
+
 def _advance(script: Script, depth_changes: Array, row: _Progress, proposal: Array) -> tuple[_Progress, Array, Array]:
     """Takes one row's proposed token; returns its progress, the token to feed and that token's slot (-1: ended)."""
     kind = script.kinds[row.slot]
@@ -116,7 +131,7 @@ def decode_wave(
     params: Params,
     prompts: Tokens,
     scripts: Script,
-    depth_changes: Array,
+    tables: SlotTables,
     keys: Array,
     sampling: Sampling,
     past: tuple[Cache, ...] = (),
@@ -128,16 +143,16 @@ def decode_wave(
     """Decodes E rows at once until all have ended, in one device loop.
 
     Args:
-      prompts: [E, T], right-padded, at least one token each.
-      scripts: every array with a leading axis E; a row of length 0 decodes nothing.
-      depth_changes: [kinds, V] int8; a free slot starts at depth 1 and is closed by the token that takes it to 0.
-      keys: [E] one random key per row; results do not depend on other rows.
-      past: read-only caches with a leading axis E, before the prompts.
-      adapters: leading axis E, or None for the base.
-      n_steps: most tokens a row may take, forced ones included (M).
+        prompts: [E, T], right-padded, at least one token each.
+        scripts: every array with a leading axis E; a row of length 0 decodes nothing.
+        tables: what each kind of free slot may hold and what closes it.
+        keys: [E] one random key per row; results do not depend on other rows.
+        past: read-only caches with a leading axis E, before the prompts.
+        adapters: leading axis E, or None for the base.
+        n_steps: most tokens a row may take, forced ones included (M).
 
     Returns:
-      `Generated`, every array with a leading axis E.
+        `Generated`, every array with a leading axis E.
     """
     n_rows, n_prompt = prompts.ids.shape
     n_slots = scripts.kinds.shape[1]
@@ -154,8 +169,9 @@ def decode_wave(
 
     def step(carry: tuple) -> tuple:
         index, rows, ended, scores, own, out = carry
+        scores = jax.vmap(_allowed, (0, None, 0, 0))(scripts, tables, rows, scores)
         proposal = sample(jax.vmap(jax.random.fold_in, (0, None))(keys, index), scores, sampling)
-        moved, fed, slot = jax.vmap(_advance, (0, None, 0, 0))(scripts, depth_changes, rows, proposal)
+        moved, fed, slot = jax.vmap(_advance, (0, None, 0, 0))(scripts, tables.depth_changes, rows, proposal)
         rows = jax.vmap(_pick)(rows, moved, ended)
         ended = ended | (slot < 0)
         ids, slots = jnp.where(ended, -1, fed), jnp.where(ended, -1, slot)

@@ -34,9 +34,9 @@ class LoraConfig:
     """Shape and strength of the adapters (paper: rank 8, alpha 16, all linear layers).
 
     Attributes:
-      rank: inner size r of each pair of factors.
-      alpha: the update is multiplied by alpha / rank.
-      targets: the projections that get one.
+        rank: inner size r of each pair of factors.
+        alpha: the update is multiplied by alpha / rank.
+        targets: the projections that get one.
     """
 
     rank: int = 8

@@ -38,8 +38,8 @@ def candidate_log_likelihoods(
     """log P(candidate | past, prompt) for each candidate, [N] float32 nats; 0 for a row of length 0.
 
     Args:
-      prompt: right-padded [T], with at least one token.
-      candidates: N continuations of up to C tokens.
+        prompt: right-padded [T], with at least one token.
+        candidates: N continuations of up to C tokens.
     """
     n, c = candidates.ids.shape
     last = jnp.sum(prompt.segments == SHARED) - 1

@@ -22,10 +22,8 @@ SYSTEM = """You are a function-calling assistant. Answer each request with a cal
 
 Reply with one JSON object and nothing else: {{"name": "<function name>", "arguments": {{"<argument>": <value>}}}}"""
 
-NEW_REQUEST = """Request: {query}
-
-Do not answer this request. Write another request of the same kind, for the same purpose but with other words and \
-other values. Write only the new request, in one line."""
+NEW_REQUEST = "Write different requests for the same function, each with other words, names, numbers and places."
+REQUEST_OPENING = "Request 1: {query}\nRequest 2:"  # the model continues a list: a small one copies a bare seed
 
 NEW_PAIR = """Request: {query}
 
@@ -36,7 +34,6 @@ other values, and the call that answers it. Reply with one JSON object: \
 CONTINUE = "Now write the function call that this conversation asks for."
 
 OPENING = '{"name": "'  # how an answer begins, up to the function's name
-REQUEST_OPENING = "Request:"  # how a new request begins
 
 _PROBES = ("a", "1?")  # two requests that differ from their first character on
 
@@ -60,9 +57,14 @@ def answer_messages(example: Example, query: str | None = None) -> Messages:
 
 
 def synthesis_messages(example: Example, instruction: str) -> Messages:
-    """The conversation with the last request replaced by an instruction (`NEW_REQUEST`, `NEW_PAIR`) about it."""
+    """The conversation with an instruction (`NEW_REQUEST`, `NEW_PAIR`) in the place of the last request."""
     history, last, _ = _split(example)
     return [*history, {"role": "user", "content": instruction.format(query=last["content"])}]
+
+
+def request_opening(example: Example) -> str:
+    """How the model's reply to `NEW_REQUEST` begins: the seed, in one line, as the first of several requests."""
+    return REQUEST_OPENING.format(query=" ".join(example.query.split()))
 
 
 def _split(example: Example) -> tuple[list[dict[str, str]], dict[str, str], list[dict[str, str]]]:
@@ -107,7 +109,9 @@ class PromptEncoder:
         prompts.extend(self.encode(example, synthesis_messages(example, text)) for text in (NEW_REQUEST, NEW_PAIR))
         return tuple(commonprefix(prompts))
 
-    def suffix(self, example: Example, messages: Messages, prefix: tuple[int, ...], opening: str = "") -> tuple[int, ...]:
+    def suffix(
+        self, example: Example, messages: Messages, prefix: tuple[int, ...], opening: str = ""
+    ) -> tuple[int, ...]:
         """What follows `prefix` in the prompt of `messages`, and then `opening`.
 
         Raises:

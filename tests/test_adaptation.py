@@ -1,0 +1,243 @@
+"""Per-example training: PEFT's curve, waves that are the sum of their parts, and a base that nothing changes."""
+
+import math
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from model.tiny import pair, padded, random_ids, row, stack, tiny_model
+from ttsi_jax.adaptation import AdaptConfig, adapt_wave, init_wave, training_chunk
+from ttsi_jax.model.lora import LoraConfig
+from ttsi_jax.model.scoring import prefill_wave
+from ttsi_jax.rules import adamw, answer_cross_entropy
+
+E, K, N_TOKENS, N_ANSWER, MAX_STEPS = 4, 2, 16, 6, 5
+LORA = LoraConfig()
+KEYS = jax.random.split(jax.random.key(0), E)
+N_PAIRS, N_STEPS = jnp.asarray([2, 1, 2, 1]), jnp.asarray([5, 3, 0, 5])
+PAIRS = [  # prompt and answer of each input's two pairs
+    [(random_ids(10 * e + k, 9 - e - k), random_ids(10 * e + k + 5, 6 - e)) for k in range(K)] for e in range(E)
+]
+
+
+def batches(start: int = 0):
+    return stack([stack([pair(*own, N_TOKENS, N_ANSWER, start) for own in row]) for row in PAIRS])
+
+
+def adapt(
+    params=None, lr=1e-2, data=None, n_pairs=N_PAIRS, n_steps=N_STEPS, keys=KEYS, select=lambda x: x,
+    adapters=None, past=(), max_steps=MAX_STEPS, **how,
+):  # fmt: skip
+    """Trains a wave of fresh adapters, or of those given; `select` takes some of its rows."""
+    config, base = tiny_model()
+    rule = adamw(lr)
+    fresh, states = init_wave(select(keys), config, LORA, rule, select(n_steps))
+    adapters = fresh if adapters is None else jax.tree.map(jnp.copy, adapters)
+    wave = (adapters, states, *map(select, (data or batches(), n_pairs, n_steps, keys, past)))
+    how = {"chunk": len(select(n_steps))} | how
+    return adapt_wave(
+        config, params or base, rule.step, answer_cross_entropy, *wave, max_steps=max_steps, scale=LORA.scale, **how
+    )
+
+
+@pytest.fixture(scope="module")
+def trained():
+    return adapt()
+
+
+def assert_same(one, two, atol=0.0):
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=0, atol=atol), one, two)
+
+
+def change(adapters, index):
+    """Largest change of one row's adapters from how they began."""
+    config, _ = tiny_model()
+    fresh, _ = init_wave(KEYS, config, LORA, adamw(), N_STEPS)
+    return max(jax.tree.leaves(jax.tree.map(lambda a, b: float(jnp.abs(a[index] - b[index]).max()), adapters, fresh)))
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize("lr", [1e-4, 1e-2])
+@pytest.mark.parametrize("variant", ["llama", "gemma3"])
+def test_losses_and_adapters_are_those_of_peft(references, variant, lr):
+    torch = pytest.importorskip("torch")
+    from transformers import get_cosine_schedule_with_warmup
+
+    from model.reference import peft_modules, with_peft
+
+    theirs, ours = references(variant)
+    rule, n_steps = adamw(lr), jnp.asarray([5])
+    adapters, states = init_wave(KEYS[:1], ours.config, LORA, rule, n_steps)
+    peft = with_peft(theirs, jax.tree.map(lambda x: x[0], adapters), LORA)
+    weights = [weight for weight in peft.parameters() if weight.requires_grad]
+    optimizer = torch.optim.AdamW(weights, lr=lr, weight_decay=0.0)
+    schedule = get_cosine_schedule_with_warmup(optimizer, math.ceil(0.03 * 5), 5)
+    expected = []
+    for step in range(5):
+        prompt, answer = PAIRS[0][step % K]
+        labels = torch.tensor([[-100] * len(prompt) + answer])
+        loss = peft(torch.tensor([prompt + answer]), labels=labels).loss
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(weights, 1.0)
+        optimizer.step()
+        schedule.step()
+        optimizer.zero_grad()
+        expected.append(loss.item())
+
+    found, losses = adapt_wave(
+        ours.config, ours.params, rule.step, answer_cross_entropy, adapters, states, row(batches(), 0), N_PAIRS[:1],
+        n_steps, KEYS[:1], max_steps=5, scale=LORA.scale, chunk=1,
+    )  # fmt: skip
+    np.testing.assert_allclose(losses[0], expected, rtol=0, atol=1e-4)
+    for layer, name, module in peft_modules(peft):
+        factors = found[layer][name]
+        np.testing.assert_allclose(factors.a[0], module.lora_A["default"].weight.detach().T, rtol=0, atol=1e-4)
+        np.testing.assert_allclose(factors.b[0], module.lora_B["default"].weight.detach().T, rtol=0, atol=1e-4)
+    if lr > 1e-3:
+        assert expected[-1] < expected[0] - 0.1
+
+
+def test_the_base_is_untouched_and_alive():
+    _, base = tiny_model()
+    before = jax.tree.map(np.array, base)
+    adapt()
+    assert not any(leaf.is_deleted() for leaf in jax.tree.leaves(base))
+    assert_same(base, before)
+
+
+def test_each_input_trains_as_if_alone(trained):
+    adapters, losses = trained
+    for index in range(E):
+        alone, own_losses = adapt(select=partial(row, index=index))
+        assert_same(row(adapters, index), alone, atol=1e-6)
+        assert_same(losses[index : index + 1], own_losses, atol=1e-5)
+
+
+def test_batch_mates_change_no_bit(trained):
+    adapters, losses = trained
+    other = jax.tree.map(lambda x: x.at[1:].set(x[1:][::-1]), batches())
+    mates = adapt(
+        data=other, n_pairs=jnp.asarray([2, 2, 1, 1]), n_steps=jnp.asarray([5, 4, 5, 0]), keys=KEYS.at[1:].set(KEYS[0])
+    )
+    assert_same(row(adapters, 0), row(mates[0], 0))
+    assert_same(losses[0], mates[1][0])
+    order = jnp.asarray([3, 0, 2, 1])
+    moved = adapt(select=lambda x: jax.tree.map(lambda leaf: leaf[order], x))
+    assert_same(jax.tree.map(lambda x: x[order], trained), moved)
+
+
+def test_a_broken_neighbour_changes_no_bit(trained):
+    data = batches()
+    broken = data._replace(weights=data.weights.at[1].set(jnp.nan))
+    adapters, losses = adapt(data=broken)
+    assert np.isnan(losses[1]).all()
+    keep = jnp.asarray([0, 2, 3])
+    assert_same(*(jax.tree.map(lambda x: x[keep], wave) for wave in ((adapters, losses), trained)))
+
+
+def test_pairs_come_in_turn(trained):
+    _, losses = trained
+    _, one = adapt(lr=0.0)
+    np.testing.assert_array_equal(one[0], jnp.asarray([one[0, 0], one[0, 1]] * 3)[:5])
+    assert abs(one[0, 0] - one[0, 1]) > 1e-2
+    np.testing.assert_array_equal(one[1, :3], [one[1, 0]] * 3)
+    np.testing.assert_array_equal(losses[:, 0], one[:, 0])  # before the first step, and rate 0 in it
+    assert losses[0, 4] < one[0, 4]
+
+
+def test_steps_beyond_an_inputs_own_do_nothing(trained):
+    adapters, losses = trained
+    np.testing.assert_array_equal(np.isfinite(losses), np.arange(MAX_STEPS) < N_STEPS[:, None])
+    assert change(adapters, 2) == 0.0
+    assert all(change(adapters, index) > 1e-3 for index in (0, 1, 3))
+    longer, more = adapt(max_steps=8)
+    assert_same(longer, adapters, atol=1e-6)
+    assert_same(more[:, :MAX_STEPS], losses, atol=1e-6)
+    assert np.isnan(more[:, MAX_STEPS:]).all()
+
+
+@pytest.mark.parametrize("how", [{"chunk": 2}, {"chunk": 1}, {"remat": True}, {"chunk": 2, "remat": True}])
+def test_chunks_and_recomputed_layers_change_nothing(trained, how):
+    assert_same(adapt(**how), trained, atol=1e-5)
+
+
+def test_scope_suffix_starts_from_the_base():
+    config, params = tiny_model()
+    prefixes = [random_ids(50 + e, 7 - e) for e in range(E)]
+    caches = prefill_wave(
+        config, params, jnp.stack([padded(ids, 8) for ids in prefixes]), jnp.asarray([len(ids) for ids in prefixes])
+    )
+
+    def data(joined: bool):
+        """The pairs after their prefix: joined to it in one sequence, or to follow its cache."""
+        return stack([
+            stack([pair(prefix * joined + p, a, N_TOKENS + 8 * joined, N_ANSWER, len(prefix) * (not joined)) for p, a in own])
+            for prefix, own in zip(prefixes, PAIRS, strict=True)
+        ])  # fmt: skip
+
+    everyone = jnp.full(E, 5)
+    suffix, losses = adapt(data=data(False), past=(caches,), n_steps=everyone)
+    _, base = adapt(data=data(True), lr=0.0, n_steps=everyone)
+    np.testing.assert_allclose(losses[:, :2], base[:, :2], rtol=0, atol=1e-4)
+    _, whole = adapt(data=data(True), n_steps=everyone)
+    assert np.abs(whole[:, 4] - losses[:, 4]).max() > 1e-3
+    assert (losses[:, 4] < base[:, 4]).all()
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(suffix))
+
+
+def test_nothing_but_shapes_compiles_anew(trained):
+    before = adapt_wave._cache_size()
+    other = jax.tree.map(lambda x: x[::-1], batches())
+    adapt(lr=3e-3, data=other, n_pairs=jnp.asarray([1, 1, 1, 2]), n_steps=jnp.asarray([1, 2, 3, 4]), keys=KEYS[::-1])
+    assert adapt_wave._cache_size() == before
+    adapt(max_steps=6)
+    assert adapt_wave._cache_size() == before + 1
+
+
+def test_the_last_of_many_cycles_is_the_first_and_nothing_piles_up(trained):
+    data = batches()
+    first = jax.tree.map(np.array, adapt(data=data))
+    alive = len(jax.live_arrays())
+    for _ in range(200):
+        last = adapt(data=data)
+    assert_same(first, last)
+    del last
+    assert len(jax.live_arrays()) <= alive
+
+
+def test_adapters_are_donated(trained):
+    config, params = tiny_model()
+    rule = adamw(1e-2)
+    adapters, states = init_wave(KEYS, config, LORA, rule, N_STEPS)
+    adapt_wave(
+        config, params, rule.step, answer_cross_entropy, adapters, states, batches(), N_PAIRS, N_STEPS, KEYS,
+        max_steps=MAX_STEPS, scale=LORA.scale, chunk=E,
+    )  # fmt: skip
+    assert all(leaf.is_deleted() for leaf in jax.tree.leaves(adapters))
+
+
+def test_init_depends_on_each_key_alone():
+    config, _ = tiny_model()
+    wave, states = init_wave(KEYS, config, LORA, adamw(1e-3), N_STEPS)
+    moved, _ = init_wave(KEYS[::-1], config, LORA, adamw(1e-3), N_STEPS)
+    assert_same(jax.tree.map(lambda x: x[::-1], wave), moved)
+    assert (wave[0]["q"].a[0] != wave[0]["q"].a[1]).any()
+    np.testing.assert_array_equal(states.n_steps, N_STEPS)
+    np.testing.assert_array_equal(states.step, [0] * E)
+
+
+def test_training_chunks_divide_the_wave_and_follow_memory():
+    config, _ = tiny_model()
+    sizes = [training_chunk(config, 12, 512, 256, memory)[0] for memory in (1e-4, 0.05, 0.1, 0.2, 100.0)]
+    assert sizes == sorted(sizes) and sizes[0] == 1 and sizes[-1] == 12
+    assert all(12 % size == 0 for size in sizes)
+    assert training_chunk(config, 12, 512, 256, 1e-4)[1] and not training_chunk(config, 12, 512, 256, 100.0)[1]
+    assert training_chunk(config, 7, 512, 0, 100.0) == (7, False)
+
+
+def test_defaults_are_the_papers():
+    settings = AdaptConfig()
+    assert (settings.epochs, settings.lr, settings.lora, settings.scope) == (5, 1e-4, LoraConfig(8, 16.0), "all")

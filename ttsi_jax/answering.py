@@ -1,0 +1,226 @@
+"""From a prompt to function calls: what the model decodes, and how it is read.
+
+Two forms. `free`: the model writes its whole answer, which is parsed. `keys`: the function that scoring picked and its
+argument names are written for the model, and it decodes each value; for models too small to write JSON by themselves.
+Both are scripts for `ttsi_jax.model.generation`, and both end as text that the same parser reads.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+
+from ttsi_jax.model.generation import FORCED, SlotTables
+from ttsi_jax.tasks import Call, CallSyntaxError, Tool, parse_calls
+from ttsi_jax.tasks.prompts import OPENING, PromptEncoder
+
+TEXT, LINE, STRING, NESTED, INTEGER, NUMBER, BOOLEAN = range(1, 8)  # kinds of free slots; see `slot_tables`
+_STOP = -127  # closes a slot at any depth
+
+
+@dataclass(frozen=True)
+class AnswerConfig:
+    """Settings of answering.
+
+    Attributes:
+        form: `free` (the model writes JSON or `name(argument=value)`) or `keys` (it only fills in the values).
+        max_tokens: most tokens of an answer, forced ones included.
+        value_tokens: most tokens of one value in the form `keys`.
+    """
+
+    form: Literal["free", "keys"] = "free"
+    max_tokens: int = 192
+    value_tokens: int = 32
+
+
+def slot_tables(tokenizer: Any, vocab_size: int, stop_ids: Sequence[int]) -> SlotTables:
+    """The rules of each kind of free slot, as arrays over the vocabulary.
+
+    Every kind ends at a stop token. TEXT holds anything; LINE ends at a line break, STRING at an unescaped quote,
+    NESTED where its brackets balance. INTEGER, NUMBER and BOOLEAN hold only what such a value is written with, and end
+    at whatever follows a value in JSON. All but TEXT and NESTED hold at least one token.
+    """
+    texts = tokenizer.batch_decode([[i] for i in range(len(tokenizer))], clean_up_tokenization_spaces=False)
+    texts = texts[:vocab_size]
+    special = np.isin(np.arange(vocab_size), tokenizer.all_special_ids) | (np.arange(vocab_size) >= len(texts))
+    stops = np.isin(np.arange(vocab_size), stop_ids)
+
+    def where(condition: Callable[[str], object]) -> np.ndarray:
+        return np.array([bool(condition(text)) for text in texts] + [False] * (vocab_size - len(texts)))
+
+    ends_value = where(lambda text: text.strip() and all(c in ",}]" for c in text.strip()))
+    holds = {
+        INTEGER: where(re.compile(r"-?\d+|-").fullmatch),
+        NUMBER: where(re.compile(r"-?[\d.]+|-").fullmatch),
+        BOOLEAN: where(lambda text: text and (text in "true" or text in "false")),
+    }
+    closes = {
+        TEXT: np.zeros(vocab_size, bool),
+        LINE: where(lambda text: "\n" in text),
+        STRING: where(lambda text: '"' in text.replace("\\\\", "").replace('\\"', "")),
+        **dict.fromkeys(holds, ends_value),
+    }
+    depth = np.zeros((BOOLEAN, vocab_size), np.int8)
+    for kind, closing in closes.items():
+        depth[kind - 1] = -closing.astype(np.int8)
+    nesting = [np.clip(sum((c in "[{") - (c in "]}") for c in text), -100, 100) for text in texts]
+    depth[NESTED - 1, : len(texts)] = nesting
+    depth[:, stops] = _STOP
+
+    later = np.tile(~special | stops, (BOOLEAN, 1))
+    for kind, held in holds.items():
+        later[kind - 1] = held | ends_value | stops
+    first = later & (depth >= 0)
+    first[NESTED - 1] |= (depth[NESTED - 1] < 0) & ~stops  # an empty list is a value
+    first[BOOLEAN - 1] &= where(lambda text: "true".startswith(text) or "false".startswith(text))
+    first[TEXT - 1], later[TEXT - 1] = True, True
+    return SlotTables(*map(jnp.asarray, (depth, first, later)))
+
+
+class Slot(NamedTuple):
+    """One piece of a row's script: forced token ids, or a free slot."""
+
+    kind: int
+    ids: tuple[int, ...] = ()
+    limit: int = 0
+
+
+def script_arrays(
+    rows: Sequence[Sequence[Slot]], n_slots: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """The rows' scripts as the arrays of `ttsi_jax.model.generation.Script`, cut to `n_slots`."""
+    kinds, tokens, limits = (np.zeros((len(rows), n_slots), np.int32) for _ in range(3))
+    lengths = np.zeros(len(rows), np.int32)
+    for row, slots in enumerate(rows):
+        flat = [(s.kind, i, s.limit) for s in slots for i in (s.ids if s.kind == FORCED else (0,))][:n_slots]
+        if flat:
+            kinds[row, : len(flat)], tokens[row, : len(flat)], limits[row, : len(flat)] = zip(*flat, strict=True)
+        lengths[row] = len(flat)
+    return kinds, tokens, limits, lengths
+
+
+def free_texts(tokenizer: Any, slots: np.ndarray, ids: np.ndarray, closing: np.ndarray, kinds: np.ndarray) -> list[str]:
+    """What one row said in each of its free slots, in order, with the token that closed it (unless that was a stop).
+
+    Args:
+        slots: [M] the script's slot of each token, -1 after the end.
+        ids: [M] the tokens.
+        closing: [S] the token that closed each slot, or -1.
+        kinds: [S] the script's kinds.
+    """
+    special = set(tokenizer.all_special_ids)
+
+    def text(slot: int) -> str:
+        said = [*ids[slots == slot], *([closing[slot]] if closing[slot] >= 0 else [])]
+        return tokenizer.decode([i for i in said if i not in special], clean_up_tokenization_spaces=False)
+
+    return [text(int(slot)) for slot in np.flatnonzero(kinds != FORCED)]
+
+
+# The form `keys`: a call as pieces of text with a free slot for each value.
+
+
+_KINDS = {"array": NESTED, "object": NESTED, "integer": INTEGER, "number": NUMBER, "boolean": BOOLEAN}
+
+
+def value_kind(schema: Mapping[str, Any]) -> int:
+    """The kind of free slot that a parameter's schema asks for; without a type it is a string."""
+    return _KINDS.get(schema.get("type", "string"), STRING)
+
+
+def written_arguments(tool: Tool) -> tuple[str, ...]:
+    """The arguments that `keys` fills in: the required ones, or all of a tool that marks none as required."""
+    return tool.required or tuple(tool.properties)
+
+
+def name_text(name: str) -> str:
+    """What follows `OPENING` for a function: its name and the closing quote; the candidate that H scores."""
+    return json.dumps(name, ensure_ascii=False)[1:]
+
+
+_BARE, _QUOTES, _SQUARE, _CURLY = (" ", ""), (' "', '"'), (" [", "]"), (" {", "}")  # what is forced around a value
+
+
+def _schema_brackets(schema: Mapping[str, Any]) -> tuple[str, str]:
+    bare = dict.fromkeys(("integer", "number", "boolean"), _BARE)
+    return {**bare, "array": _SQUARE, "object": _CURLY}.get(schema.get("type", "string"), _QUOTES)
+
+
+def _value_brackets(value: Any) -> tuple[str, str]:
+    kinds = ((str, _QUOTES), (list, _SQUARE), (dict, _CURLY))
+    return next((brackets for kind, brackets in kinds if isinstance(value, kind)), _BARE)
+
+
+def _pieces(arguments: Sequence[tuple[str, tuple[str, str]]]) -> list[str]:
+    """The forced texts of a call after its name, one more than there are arguments: the values stand between them."""
+    texts, before = [], ', "arguments": {'
+    for key, (opening, closing) in arguments:
+        texts.append(f"{before}{json.dumps(key, ensure_ascii=False)}:{opening}")
+        before = f"{closing}, "
+    return [*texts, before.removesuffix(", ") + "}}"]
+
+
+def keys_script(encoder: PromptEncoder, tool: Tool, config: AnswerConfig) -> list[Slot]:
+    """The script that follows `OPENING`: the tool's name and keys are forced, each value is free."""
+    schemas = {key: tool.properties.get(key, {}) for key in written_arguments(tool)}
+    pieces = _pieces([(key, _schema_brackets(schema)) for key, schema in schemas.items()])
+    forced = [encoder.fragment(text) for text in (name_text(tool.name), *pieces)]
+    room = config.max_tokens - sum(map(len, forced))
+    limit = max(1, min(config.value_tokens, room // max(1, len(schemas))))
+    script = [Slot(FORCED, forced[0])]
+    for schema, ids in zip(schemas.values(), forced[1:-1], strict=True):
+        script += [Slot(FORCED, ids), Slot(value_kind(schema), limit=limit)]
+    return script  # nothing free comes after the last value, so the closing brackets need not be fed
+
+
+def keys_text(tool: Tool, values: Sequence[str]) -> str:
+    """The answer as JSON text, from what the model said in each free slot; a value that is no JSON becomes a string."""
+    keys = written_arguments(tool)
+    arguments = {
+        key: read_value(said, *_schema_brackets(tool.properties.get(key, {})))
+        for key, said in zip(keys, values, strict=True)
+    }
+    return json.dumps({"name": tool.name, "arguments": arguments}, ensure_ascii=False)
+
+
+def read_value(said: str, opening: str, closing: str) -> Any:
+    """The JSON value at the start of `opening + said`; its end may be missing, or followed by more."""
+    decoder = json.JSONDecoder(strict=False, parse_constant=_refuse_constant)
+    for text in (opening + said, opening + said + closing):
+        try:
+            return decoder.raw_decode(text.strip())[0]
+        except (ValueError, RecursionError):
+            continue
+    word = said.split('"')[0].strip().rstrip(",}] ")
+    return {"True": True, "False": False, "None": None}.get(word, word)
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is not JSON")
+
+
+def call_ids(encoder: PromptEncoder, call: Call) -> tuple[int, ...]:
+    """Token ids of a whole answer, piece by piece as `keys` decodes it: what a pair is trained on."""
+    brackets = [_value_brackets(value) for value in call.arguments.values()]
+    pieces = _pieces(list(zip(call.arguments, brackets, strict=True)))
+    texts = [OPENING, name_text(call.name)]
+    for piece, value, (opening, closing) in zip(pieces[:-1], call.arguments.values(), brackets, strict=True):
+        text = f" {json.dumps(value, ensure_ascii=False)}"
+        texts += [piece, text[len(opening) : len(text) - len(closing)]]
+    return tuple(token for text in [*texts, pieces[-1]] if text for token in encoder.fragment(text))
+
+
+def read_calls(text: str | None) -> list[Call] | None:
+    """The calls in an answer, or None where it cannot be read."""
+    if text is None:
+        return None
+    try:
+        return parse_calls(text)
+    except CallSyntaxError:
+        return None

@@ -1,0 +1,230 @@
+"""The command line: `ttsi-jax run | compare | report | models | tasks`.
+
+Exit codes: 0 done; 1 finished, but some inputs failed; 2 bad arguments or input; 3 a model file that cannot be used;
+130 interrupted, and the same command resumes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import signal
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, fields
+from pathlib import Path
+from types import FrameType
+from typing import Annotated, Any
+
+import tyro
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+from rich.text import Text
+
+from ttsi_jax.config import RunConfig
+from ttsi_jax.errors import InputError, ModelFileError
+
+DONE, SOME_FAILED, BAD_INPUT, BAD_MODEL, INTERRUPTED = 0, 1, 2, 3, 130
+
+output, messages = Console(), Console(stderr=True)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run(RunConfig):
+    """Run a method over a task; the same command resumes a run that was interrupted.
+
+    Attributes:
+        model: a hub name, a directory, a .gguf file, or an alias (see `ttsi-jax models`).
+        task: a task name (see `ttsi-jax tasks`), or a .jsonl or .json file.
+        limit: only the first so many inputs.
+        data: folder of the task files that do not come with a package.
+        dtype: float32 or bfloat16; by default float32 on CPU and bfloat16 elsewhere.
+        out: the run's directory; by default one under runs/ that is named after the settings.
+    """
+
+    model: str
+    task: str
+    limit: int | None = None
+    data: Path | None = None
+    dtype: str | None = None
+    out: Path | None = None
+
+    def config(self) -> RunConfig:
+        return RunConfig(**{field.name: getattr(self, field.name) for field in fields(RunConfig)})
+
+    def directory(self) -> Path:
+        settings = json.dumps([self.model, self.task, self.limit, self.dtype, self.config().to_dict()], sort_keys=True)
+        names = (Path(self.task).stem, Path(self.model).stem, self.method)
+        words = [re.sub(r"\W+", "-", name).strip("-") for name in names]
+        return self.out or Path("runs", ".".join([*words, hashlib.sha256(settings.encode()).hexdigest()[:8]]))
+
+
+@dataclass(frozen=True)
+class Compare:
+    """Compare runs: accuracies side by side, and what each later run fixed and broke against the first.
+
+    Attributes:
+        runs: run directories.
+    """
+
+    runs: Annotated[tuple[Path, ...], tyro.conf.Positional]
+
+
+@dataclass(frozen=True)
+class Report:
+    """Write runs as one HTML file that needs no network.
+
+    Attributes:
+        runs: run directories.
+        out: the file to write.
+    """
+
+    runs: Annotated[tuple[Path, ...], tyro.conf.Positional]
+    out: Path
+
+
+@dataclass(frozen=True)
+class Models:
+    """List the models that have a short name, and the families that can be loaded."""
+
+
+@dataclass(frozen=True)
+class Tasks:
+    """List the tasks: inputs, licence, where to get them, and what is known to be wrong in them."""
+
+
+def run(args: Run) -> int:
+    from ttsi_jax.checkpoints import load_model
+    from ttsi_jax.config import check
+    from ttsi_jax.loop import run as run_task
+    from ttsi_jax.runs.table import summary_table
+    from ttsi_jax.tasks import load_task
+
+    config, directory = args.config(), args.directory()
+    check(config)
+    task = load_task(args.task, data_dir=args.data, limit=args.limit)
+    for problem in task.problems:
+        _say(f"left out: {problem}")
+    _say(f"{len(task.examples)} inputs of {task.name}; loading {args.model}")
+    model = load_model(args.model, dtype=args.dtype)
+    _say(f"the run is kept in {directory}")
+    try:
+        with _progress() as progress:
+            result = run_task(model, task, config, out=directory, progress=progress)
+    except KeyboardInterrupt:
+        _say(f"interrupted; finished inputs are in {directory}, and the same command resumes the run")
+        return INTERRUPTED
+    output.print(summary_table(result.summary, f"{task.name} · {model.name} · {config.method}"))
+    _say(f"compiling took {result.summary['compile_seconds']:.0f} s, and is not in the stages' seconds")
+    failed = [record for record in result.records if record.error is not None]
+    for record in failed:
+        _say(f"failed: input '{record.id}': {record.error}")
+    output.print(Text(f"run: {directory}"), soft_wrap=True)
+    return SOME_FAILED if failed or task.problems else DONE
+
+
+def compare(args: Compare) -> int:
+    from ttsi_jax.runs.compare import load_runs
+    from ttsi_jax.runs.table import comparison_table
+
+    output.print(comparison_table(load_runs(_at_least_one(args.runs))))
+    return DONE
+
+
+def report(args: Report) -> int:
+    from ttsi_jax.runs.compare import load_runs
+    from ttsi_jax.runs.report import render_report
+
+    text = render_report(load_runs(_at_least_one(args.runs)))
+    try:
+        args.out.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise InputError(f"{args.out}: cannot be written: {error.strerror}") from None
+    _say(f"report: {args.out}")
+    return DONE
+
+
+def models(args: Models) -> int:
+    from ttsi_jax.checkpoints import describe_models
+
+    _print_rows(("name", "family", "present", "how to get it"), describe_models())
+    return DONE
+
+
+def tasks(args: Tasks) -> int:
+    from ttsi_jax.tasks import describe_tasks
+
+    rows = [(t.name, t.n_examples, t.licence, t.source, t.faults) for t in describe_tasks()]
+    _print_rows(("name", "inputs", "licence", "where to get it", "known faults"), rows)
+    return DONE
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs a command; returns its exit code."""
+    commands = {Run: run, Compare: compare, Report: report, Models: models, Tasks: tasks}
+    signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        args = tyro.extras.subcommand_cli_from_dict(
+            {command.__name__.lower(): command for command in commands},
+            prog="ttsi-jax",
+            description="Test-time self-improvement for tool-calling language models.",
+            args=argv,
+        )
+        return commands[type(args)](args)
+    except InputError as error:
+        _say(f"error: {error}")
+        return BAD_INPUT
+    except ModelFileError as error:
+        _say(f"error: {error}")
+        return BAD_MODEL
+    except OSError as error:
+        _say(f"error: {error.filename or 'a file'}: {error.strerror or error}")
+        return BAD_INPUT
+    except KeyboardInterrupt:
+        _say("interrupted")
+        return INTERRUPTED
+
+
+def _interrupt(signum: int, frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
+
+
+def _say(text: str) -> None:
+    messages.print(Text(text), soft_wrap=True)
+
+
+def _at_least_one(runs: tuple[Path, ...]) -> tuple[Path, ...]:
+    if not runs:
+        raise InputError("no run given; name at least one run directory")
+    return runs
+
+
+@contextmanager
+def _progress() -> Iterator[Callable[[str, int, int], None]]:
+    """A bar per stage, as a `ttsi_jax.loop.Progress`."""
+    columns = TextColumn("{task.description:<12}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
+    with Progress(*columns, console=messages) as bars:
+        stages: dict[str, Any] = {}
+
+        def show(stage: str, done: int, known: int) -> None:
+            if stage not in stages:
+                stages[stage] = bars.add_task(stage, total=known)
+            bars.update(stages[stage], completed=done, total=known)
+
+        yield show
+
+
+def _print_rows(headings: tuple[str, ...], rows: Iterable[Iterable[object]]) -> None:
+    table = Table()
+    for heading in headings:
+        table.add_column(heading, overflow="fold")
+    for row in rows:
+        table.add_row(*(Text({None: "–", True: "yes", False: "no"}.get(value, str(value))) for value in row))
+    output.print(table)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,97 @@
+"""A run's configuration: the settings of its steps, and the names that stand for objects."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from difflib import get_close_matches
+from typing import Any, Literal
+
+from ttsi_jax.adaptation import AdaptConfig
+from ttsi_jax.answering import AnswerConfig
+from ttsi_jax.errors import InputError
+from ttsi_jax.synthesis import SynthesisConfig
+from ttsi_jax.uncertainty import GateConfig
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """Everything that decides a run's results, apart from the model and the task themselves.
+
+    Attributes:
+        method: `base` only answers; `tt-si` adapts to examples that the model writes itself (the paper).
+        gate: H, which inputs are uncertain.
+        synthesis: G, how training examples are written.
+        adapt: T, how adapters are trained.
+        answer: how answers are decoded.
+        wave: inputs that go through a program together, E.
+        seed: of all random numbers; each input's own come from this and its id.
+    """
+
+    method: Literal["base", "tt-si"] = "tt-si"
+    gate: GateConfig = field(default_factory=GateConfig)
+    synthesis: SynthesisConfig = field(default_factory=SynthesisConfig)
+    adapt: AdaptConfig = field(default_factory=AdaptConfig)
+    answer: AnswerConfig = field(default_factory=AnswerConfig)
+    wave: int = 16
+    seed: int = 0
+
+    @property
+    def synthesis_form(self) -> str:
+        """`pair` or `request`: what the form `auto` comes to."""
+        auto = "request" if self.answer.form == "keys" else "pair"
+        return auto if self.synthesis.form == "auto" else self.synthesis.form
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def check(config: RunConfig) -> None:
+    """Refuses values that no run can have.
+
+    Raises:
+        InputError: naming the option, its value and what it may be.
+    """
+    at_least_one = {
+        "wave": config.wave,
+        "synthesis.k": config.synthesis.k,
+        "synthesis.tries": config.synthesis.tries,
+        "synthesis.max-tokens": config.synthesis.max_tokens,
+        "adapt.epochs": config.adapt.epochs,
+        "adapt.rank": config.adapt.rank,
+        "answer.max-tokens": config.answer.max_tokens,
+        "answer.value-tokens": config.answer.value_tokens,
+    }
+    for name, value in at_least_one.items():
+        if value < 1:
+            raise InputError(f"--{name} is {value}; it must be at least 1")
+    positive = {"adapt.lr": config.adapt.lr, "adapt.alpha": config.adapt.alpha, "adapt.memory": config.adapt.memory}
+    for name, value in positive.items():
+        if not 0 < value < float("inf"):
+            raise InputError(f"--{name} is {value}; it must be above 0")
+    if not 0 < config.synthesis.top_p <= 1:
+        raise InputError(f"--synthesis.top-p is {config.synthesis.top_p}; it must be above 0 and at most 1")
+    if not 0 <= config.synthesis.temperature < float("inf"):
+        raise InputError(f"--synthesis.temperature is {config.synthesis.temperature}; it must be at least 0")
+    if not 0 <= config.seed < 2**32:
+        raise InputError(f"--seed is {config.seed}; it must be between 0 and {2**32 - 1}")
+
+
+def resolve(name: str, known: Mapping[str, Any], kind: str) -> Any:
+    """The object that a name stands for: a key of `known`, or `package.module:object`.
+
+    Raises:
+        InputError: the name is unknown, or the module or object cannot be found.
+    """
+    if name in known:
+        return known[name]
+    module_name, colon, attribute = name.partition(":")
+    if not colon:
+        close = get_close_matches(name, known, 1)
+        hint = f"; did you mean '{close[0]}'?" if close else ""
+        raise InputError(f"unknown {kind} '{name}'{hint} Known: {', '.join(known)}; or package.module:object")
+    try:
+        return getattr(importlib.import_module(module_name), attribute)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise InputError(f"{kind} '{name}' cannot be imported: {error}") from None

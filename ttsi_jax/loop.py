@@ -1,0 +1,308 @@
+"""The paper's Algorithm 1 over waves of inputs: gate -> synthesize -> adapt -> answer -> forget.
+
+Inputs of the same shapes go through each stage together. Those that the gate selects gather into waves of their own,
+first for synthesis, then for training; the rest are finished with the base's answer. Nothing is merged into the base,
+so resetting is dropping the adapters.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from os import PathLike
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+
+from ttsi_jax.adaptation import UpdateRule
+from ttsi_jax.answering import LINE, TEXT, Slot, call_ids, keys_script, keys_text, read_calls
+from ttsi_jax.checkpoints import LanguageModel
+from ttsi_jax.config import RunConfig, check, resolve
+from ttsi_jax.inputs import ADAPTATION, ANSWER, SYNTHESIS, Draft, in_waves, plain, prepare, read_plain
+from ttsi_jax.model.generation import Sampling
+from ttsi_jax.rules import LOSSES, RULES
+from ttsi_jax.runs.clock import CompileClock
+from ttsi_jax.runs.directory import RunDirectory, open_run, read_summary
+from ttsi_jax.runs.environment import environment
+from ttsi_jax.runs.record import Record
+from ttsi_jax.runs.summary import summarise
+from ttsi_jax.synthesis import Synthetic, check_pair, read_pair, read_request
+from ttsi_jax.tasks import Example, Task, Tool, micro_f1
+from ttsi_jax.tasks.prompts import OPENING, PromptEncoder, answer_messages
+from ttsi_jax.uncertainty import ESTIMATORS, relative_softmax
+from ttsi_jax.waves import Adapted, Pair, Row, Waves
+
+Progress = Callable[[str, int, int], None]  # stage, inputs done, inputs known so far
+
+
+class Result(NamedTuple):
+    """What a run gives: a record per input, in the task's order, and the figures of `summary.json`."""
+
+    records: list[Record]
+    summary: dict[str, Any]
+
+
+def run(
+    model: LanguageModel,
+    task: Task,
+    config: RunConfig = RunConfig(),  # noqa: B008 - frozen
+    *,
+    out: str | PathLike[str] | None = None,
+    progress: Progress = lambda stage, done, known: None,
+) -> Result:
+    """Runs a method over a task's inputs.
+
+    Args:
+        model: as `load_model` gives it; its params are never changed.
+        task: as `load_task` gives it.
+        config: the method and its settings.
+        out: a directory to keep the run in; the same call resumes it. None keeps nothing.
+        progress: called after every wave.
+
+    Raises:
+        InputError: a setting that cannot be, or a directory that holds another run.
+    """
+    check(config)
+    loop = Loop(model, config, progress)
+    if out is None:
+        return loop.result(list(loop.records(task.name, task.examples)), task)
+    described = {"model": model.name, "checksum": model.checksum, "task": task.name, "inputs": fingerprint(task)}
+    with open_run(out, described | config.to_dict()) as directory:
+        return _run_in(directory, loop, task)
+
+
+def _run_in(directory: RunDirectory, loop: Loop, task: Task) -> Result:
+    directory.write_environment(environment())
+    left = [example for example in task.examples if example.id not in directory.finished]
+    if not left and (summary := read_summary(directory.path)) is not None:
+        return Result([directory.finished[example.id] for example in task.examples], summary)
+    for record in loop.records(task.name, left):
+        directory.append([record])
+    result = loop.result(list((directory.finished | directory.failed).values()), task)
+    directory.complete([example.id for example in task.examples], result.summary)
+    return result
+
+
+def fingerprint(task: Task) -> str:
+    """A short hash of a task's inputs, so that a run is not resumed with others."""
+    return hashlib.sha256(repr(task.examples).encode("utf-8", "surrogatepass")).hexdigest()[:16]
+
+
+class Loop:
+    """The stages, with a model and the settings of a run bound."""
+
+    def __init__(self, model: LanguageModel, config: RunConfig, progress: Progress):
+        self.config = config
+        self.context_length = model.config.context_length
+        self.encoder = PromptEncoder(model.tokenizer)
+        self.waves = Waves(model, config.wave, config.answer.max_tokens)
+        self.stop = model.stop_ids[:1]
+        self.estimator = resolve(config.gate.estimator, ESTIMATORS, "estimator")
+        self.loss = resolve(config.adapt.loss, LOSSES, "loss")
+        rule = resolve(config.adapt.rule, RULES, "update rule")
+        self.rule: UpdateRule = rule if isinstance(rule, UpdateRule) else rule(config.adapt.lr)
+        self.progress = progress
+        self.clock = CompileClock()
+
+    def records(self, task_name: str, examples: Sequence[Example]) -> Iterator[Record]:
+        """Takes inputs through all stages; yields each record as soon as its input is finished."""
+        size = self.config.wave
+        drafts: list[Draft] = []
+        for example in examples:
+            draft = prepare(example, task_name, self.encoder, self.config, self.context_length)
+            if isinstance(draft, Record):
+                yield draft
+            else:
+                drafts.append(draft)
+
+        uncertain: list[Draft] = []
+        for done, wave in in_waves(drafts, Draft.scoring_shape, size):
+            self.score(wave)
+            chosen, others = self.chosen(wave)
+            self.answer_with_base(chosen, others)
+            uncertain += chosen
+            yield from (draft.finished() for draft in others)
+            self.progress("score", done, len(drafts))
+
+        usable: list[Draft] = []
+        for done, wave in in_waves(uncertain, Draft.synthesis_shape, size):
+            self.synthesize(wave)
+            usable += [draft for draft in wave if draft.pairs]
+            yield from (draft.finished() for draft in wave if not draft.pairs)
+            self.progress("synthesize", done, len(uncertain))
+
+        for done, wave in in_waves(usable, Draft.training_shape, size):
+            self.adapt_and_answer(wave)
+            yield from (draft.finished() for draft in wave)
+            self.progress("adapt", done, len(usable))
+
+    def result(self, records: Sequence[Record], task: Task) -> Result:
+        """Records in the task's order, with their summary."""
+        gold = {example.id: example.gold for example in task.examples}
+        place = {example_id: index for index, example_id in enumerate(gold)}
+        records = sorted(records, key=lambda record: place[record.id])
+        labelled = [(record, gold[record.id] or ()) for record in records if record.gold is not None]
+        return Result(
+            records,
+            summarise(records)
+            | {
+                "f1_base": micro_f1((read_plain(record.base_calls), gold) for record, gold in labelled),
+                "f1": micro_f1((read_plain(record.calls), gold) for record, gold in labelled),
+                "compile_seconds": self.clock.seconds,
+            },
+        )
+
+    # H
+
+    def score(self, wave: Sequence[Draft]) -> None:
+        """The gate: candidates' log-likelihoods, their probabilities and the certainty that follows."""
+        with self.timed(wave, score=wave):
+            scores = self.scores([draft.row(draft.opened, draft.room, ANSWER) for draft in wave], wave)
+            for draft, own in zip(wave, scores, strict=True):
+                log_likelihoods, mask = jnp.asarray(own), jnp.ones(len(own), bool)
+                certainty = float(self.estimator(log_likelihoods, mask))
+                draft.note(
+                    log_likelihoods=own.tolist(),
+                    probabilities=relative_softmax(log_likelihoods, mask).tolist(),
+                    uncertainty=certainty,
+                    uncertain=certainty < self.config.gate.tau,
+                    pick_base=draft.best(own),
+                )
+
+    def scores(self, rows: Sequence[Row], wave: Sequence[Draft], adapted: Adapted | None = None) -> list[np.ndarray]:
+        """Log-likelihoods of each input's candidates after its row's prompt."""
+        scores = self.waves.score(rows, [draft.names for draft in wave], adapted)
+        if self.config.gate.score == "sum":
+            return scores
+        lengths = [np.array([len(name) for name in draft.names], np.float32) for draft in wave]
+        return [own / length for own, length in zip(scores, lengths, strict=True)]
+
+    def chosen(self, wave: Sequence[Draft]) -> tuple[list[Draft], list[Draft]]:
+        """The inputs that adapt, and the others."""
+        select, adapts = self.config.gate.select, self.config.method != "base"
+        wanted = {"uncertain": (True,), "certain": (False,), "all": (True, False)}[select] if adapts else ()
+        chosen = [draft for draft in wave if draft.record.uncertain in wanted]
+        return chosen, [draft for draft in wave if draft.record.uncertain not in wanted]
+
+    # Answers
+
+    def answer_with_base(self, chosen: Sequence[Draft], others: Sequence[Draft]) -> None:
+        """The base's answers: final for `others`, and for the chosen a measurement that is timed apart."""
+        wave = [*chosen, *others]
+        with self.timed(wave, base_answer=chosen, answer=others):
+            texts = self.answers(wave, [draft.record.pick_base for draft in wave])
+        for draft, text in zip(wave, texts, strict=True):
+            draft.note(text_base=text, base_calls=plain(read_calls(text)))
+
+    def answers(self, wave: Sequence[Draft], picks: Sequence[str | None], adapted: Adapted | None = None) -> list[str]:
+        """Greedy answers to the inputs themselves; the form `keys` needs the functions that scoring picked."""
+        if self.config.answer.form == "keys":
+            tools = [draft.tool(pick) for draft, pick in zip(wave, picks, strict=True)]
+            return self.fill_in([draft.row(draft.opened, draft.room, ANSWER) for draft in wave], tools, adapted)
+        rows = [draft.row(draft.answer, draft.room, ANSWER) for draft in wave]
+        script = [Slot(TEXT, limit=self.config.answer.max_tokens)]
+        return [said[0] for said in self.waves.decode(rows, [script] * len(rows), adapted=adapted)]
+
+    def fill_in(self, rows: Sequence[Row], tools: Sequence[Tool | None], adapted: Adapted | None = None) -> list[str]:
+        """Each row's values for its tool's arguments, as a call in JSON; a row without a tool says nothing."""
+        scripts = [keys_script(self.encoder, tool, self.config.answer) if tool else [] for tool in tools]
+        said = self.waves.decode(rows, scripts, adapted=adapted)
+        return [keys_text(tool, values) if tool else "" for tool, values in zip(tools, said, strict=True)]
+
+    # G
+
+    def synthesize(self, wave: Sequence[Draft]) -> None:
+        """Writes pairs until each input has k good ones or its tries are used up."""
+        wanted = self.config.synthesis
+        n_tries = wanted.k * wanted.tries
+        kept: list[list[Synthetic]] = [[] for _ in wave]
+        with self.timed(wave, synthesize=wave):
+            for attempt in range(n_tries):
+                lacks = [len(own) < wanted.k for own in kept]
+                if not any(lacks):
+                    break
+                for draft, own, pair in zip(wave, kept, self.written(wave, lacks, attempt), strict=True):
+                    if pair is not None:
+                        self.keep_if_good(draft, pair, own)
+        for draft in wave:
+            if not draft.pairs:
+                draft.note(reason=f"no usable pair in {n_tries} tries")
+
+    def keep_if_good(self, draft: Draft, pair: Synthetic, kept: list[Synthetic]) -> None:
+        """Checks a pair, records it with the outcome, and makes a training sequence of a good one."""
+        pair = check_pair(pair, draft.example.query, draft.example.tools, kept)
+        if pair.reason is None:
+            prompt = self.encoder.suffix(draft.example, answer_messages(draft.example, pair.query), draft.prefix)
+            answer = call_ids(self.encoder, pair.calls[0]) + self.stop
+            if len(draft.prefix) + len(prompt) + len(answer) <= self.context_length:
+                kept.append(pair)
+                draft.pairs.append(Pair(prompt, answer))
+            else:
+                pair = pair._replace(reason="the pair does not fit the model's context")
+        draft.note(synthetic=[*draft.record.synthetic, pair.record()])
+
+    def written(self, wave: Sequence[Draft], lacks: Sequence[bool], attempt: int) -> list[Synthetic | None]:
+        """One new pair for each input that lacks one, None for the others."""
+        config = self.config.synthesis
+        whole = self.config.synthesis_form == "pair"
+        slot = Slot(TEXT, limit=self.config.answer.max_tokens) if whole else Slot(LINE, limit=config.max_tokens)
+        rows = [draft.row(draft.request, draft.synthesis_room, SYNTHESIS, attempt) for draft in wave]
+        scripts = [[slot] if lacking else [] for lacking in lacks]
+        said = self.waves.decode(rows, scripts, Sampling(config.temperature, config.top_p))
+        if whole:
+            return [read_pair(own[0]) if own else None for own in said]
+        return self.labelled(wave, [Synthetic(read_request(own[0]), ()) if own else None for own in said])
+
+    def labelled(self, wave: Sequence[Draft], pairs: Sequence[Synthetic | None]) -> list[Synthetic | None]:
+        """Requests with the model's own calls: the function that scoring picks, each value decoded after its key."""
+        rows, labels = [], list(pairs)
+        for index, (draft, pair) in enumerate(zip(wave, pairs, strict=True)):
+            suffix = draft.opened
+            if pair is not None:
+                messages = answer_messages(draft.example, pair.query)
+                suffix = self.encoder.suffix(draft.example, messages, draft.prefix, OPENING)
+            if pair is not None and len(suffix) > draft.synthesis_room:
+                labels[index], suffix = pair._replace(reason="the request is too long"), draft.opened
+            rows.append(draft.row(suffix, draft.synthesis_room, SYNTHESIS))
+        is_open = [pair is not None and pair.reason is None for pair in labels]
+        picks = [draft.tool(draft.best(own)) for draft, own in zip(wave, self.scores(rows, wave), strict=True)]
+        texts = self.fill_in(rows, [tool if wanted else None for tool, wanted in zip(picks, is_open, strict=True)])
+        return [
+            pair._replace(calls=tuple(read_calls(text) or ())) if pair is not None and wanted else pair
+            for pair, wanted, text in zip(labels, is_open, texts, strict=True)
+        ]
+
+    # T
+
+    def adapt_and_answer(self, wave: Sequence[Draft]) -> None:
+        """Trains an adapter per input, answers with it, and drops it."""
+        with self.timed(wave, adapt=wave):
+            rows = [draft.row(draft.opened, draft.room, ADAPTATION) for draft in wave]
+            adapted, losses = self.waves.adapt(
+                rows, [draft.pairs for draft in wave], self.config.synthesis.k, self.rule, self.loss, self.config.adapt
+            )
+        with self.timed(wave, answer=wave):
+            scores = self.scores([draft.row(draft.opened, draft.room, ANSWER) for draft in wave], wave, adapted)
+            picks = [draft.best(own) for draft, own in zip(wave, scores, strict=True)]
+            texts = self.answers(wave, picks, adapted)
+        for draft, own, all_losses, pick, text in zip(wave, scores, losses, picks, texts, strict=True):
+            taken = all_losses[: self.config.adapt.epochs * len(draft.pairs)]
+            draft.note(losses=taken.tolist())
+            if np.all(np.isfinite(taken)) and np.all(np.isfinite(own)):
+                draft.note(adapted=True, pick=pick, text_adapted=text, adapted_calls=plain(read_calls(text)))
+            else:
+                draft.note(reason="training diverged: a loss or a score is not finite")
+
+    @contextmanager
+    def timed(self, wave: Sequence[Draft], **stages: Sequence[Draft]) -> Iterator[None]:
+        """Divides the seconds of a wave, less those of compiling, equally among its inputs, each under its stage."""
+        start, compiled = time.perf_counter(), self.clock.seconds
+        yield
+        seconds = time.perf_counter() - start - (self.clock.seconds - compiled)
+        for stage, drafts in stages.items():
+            for draft in drafts:
+                so_far = draft.record.seconds
+                draft.note(seconds={**so_far, stage: so_far.get(stage, 0.0) + seconds / len(wave)})

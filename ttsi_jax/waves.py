@@ -1,0 +1,237 @@
+"""The model on waves: from lists of rows to padded arrays of few shapes, through the compiled programs, and back.
+
+A wave always has E rows of equal shapes; rows beyond the inputs at hand are dummies.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from ttsi_jax.adaptation import AdaptConfig, Batch, Loss, UpdateRule, adapt_wave, init_wave, training_chunk
+from ttsi_jax.answering import Slot, free_texts, script_arrays, slot_tables
+from ttsi_jax.checkpoints import LanguageModel
+from ttsi_jax.model.cache import PADDING, SHARED, Cache
+from ttsi_jax.model.decoder import Tokens
+from ttsi_jax.model.generation import Sampling, Script, decode_wave
+from ttsi_jax.model.lora import Adapter
+from ttsi_jax.model.scoring import Candidates, prefill_wave, score_wave
+
+Ids = tuple[int, ...]
+# The smallest bucket of each length: large enough that most inputs of a benchmark share their shapes and so their
+# programs and waves.
+PREFIX_SIZES, SUFFIX_SIZES, ANSWER_SIZES, CANDIDATE_SIZES, NAME_SIZES = 512, 128, 64, 4, 16
+GREEDY = Sampling(0.0, 1.0)
+PREFILL_ROWS = 4  # prefixes that are computed at a time
+
+
+def bucket(length: int, smallest: int) -> int:
+    """The first of smallest, 2 * smallest, 4 * smallest, … that is at least `length`."""
+    size = smallest
+    while size < length:
+        size *= 2
+    return size
+
+
+class Row(NamedTuple):
+    """One input's place in a wave: its prompt, and the key of its random numbers."""
+
+    prefix: Ids
+    suffix: Ids
+    room: int  # the bucket of its suffix; equal in all rows of a wave
+    key: Array  # a scalar key
+
+
+class Pair(NamedTuple):
+    """One training sequence of an input, after its prefix."""
+
+    prompt: Ids
+    answer: Ids
+
+
+class Adapted(NamedTuple):
+    """Adapters of a wave's rows (leading axis E), and what they act on."""
+
+    adapters: Adapter
+    scale: float
+    scope: str  # "all": the whole prompt; "suffix": what follows the prefix
+
+
+class Waves:
+    """A loaded model, run on E inputs at a time."""
+
+    def __init__(self, model: LanguageModel, size: int, n_steps: int, prefix_memory: float = 1.0):
+        """Prepares waves of `size` rows.
+
+        Args:
+            model: the base, its tokenizer and stop tokens.
+            size: rows of a wave, E.
+            n_steps: most tokens that a row decodes.
+            prefix_memory: GiB of prefix caches that are kept; the least recently used go first.
+        """
+        self.model = model
+        self.size = size
+        self.n_steps = n_steps
+        self._prefix_memory = prefix_memory
+        self._prefixes: OrderedDict[Ids, Cache] = OrderedDict()
+        self._tables = slot_tables(model.tokenizer, model.config.vocab_size, model.stop_ids)
+
+    # From inputs to arrays
+
+    def _place(self, rows: Sequence[Row], scope: str = "suffix") -> tuple[Tokens, tuple[Cache, ...]]:
+        """Tokens [E, T] and caches [E, …]: the base's prefix cache and the suffix, or (scope `all`) whole prompts."""
+        n_prefix = bucket(max(len(row.prefix) for row in rows), PREFIX_SIZES)
+        n_suffix = rows[0].room
+        if scope == "all":
+            return self._tokens([row.prefix + row.suffix for row in rows], n_prefix + n_suffix), ()
+        tokens = self._tokens([row.suffix for row in rows], n_suffix, [len(row.prefix) for row in rows])
+        return tokens, (self._prefix_caches([row.prefix for row in rows], n_prefix),)
+
+    def _tokens(self, rows: Sequence[Ids], length: int, starts: Sequence[int] | None = None) -> Tokens:
+        """Right-padded [E, length]; a dummy row has one token."""
+        ids, lengths = pad(rows, (self.size, length))
+        lengths = np.maximum(lengths, 1)
+        first = np.zeros(self.size, np.int32)
+        first[: len(rows)] = starts or 0
+        index = np.arange(length, dtype=np.int32)
+        segments = np.where(index < lengths[:, None], SHARED, PADDING).astype(np.int32)
+        return Tokens(jnp.asarray(ids), jnp.asarray(first[:, None] + index), jnp.asarray(segments))
+
+    def _prefix_caches(self, prefixes: Sequence[Ids], length: int) -> Cache:
+        """The base's caches of E prefixes; each distinct prefix is computed once while it stays in memory."""
+        known = self._prefixes
+        missing = [prefix for prefix in dict.fromkeys(prefixes) if prefix not in known]
+        for start in range(0, len(missing), PREFILL_ROWS):
+            group = missing[start : start + PREFILL_ROWS]
+            ids, lengths = pad(group, (PREFILL_ROWS, length))
+            caches = prefill_wave(self.model.config, self.model.params, jnp.asarray(ids), jnp.asarray(lengths))
+            for index, prefix in enumerate(group):
+                known[prefix] = jax.tree.map(lambda x, i=index: x[i], caches)
+        for prefix in prefixes:
+            known.move_to_end(prefix)
+        rows = [known[prefix] for prefix in prefixes]
+        rows += rows[:1] * (self.size - len(rows))
+        stacked = jax.tree.map(lambda *x: jnp.stack(x), *rows)
+        while len(known) > 1 and sum(map(_n_bytes, known.values())) > self._prefix_memory * 2**30:
+            known.popitem(last=False)
+        return stacked
+
+    def _keys(self, rows: Sequence[Row]) -> Array:
+        return jnp.stack([row.key for row in rows] + [rows[0].key] * (self.size - len(rows)))
+
+    # The four programs of a wave
+
+    def score(
+        self, rows: Sequence[Row], candidates: Sequence[Sequence[Ids]], adapted: Adapted | None = None
+    ) -> list[np.ndarray]:
+        """Log-likelihoods of each row's candidates after its prompt: a float32 array [N_i] per row."""
+        n, c = candidate_shape(candidates)
+        ids, lengths = np.zeros((self.size, n, c), np.int32), np.zeros((self.size, n), np.int32)
+        for row, own in enumerate(candidates):
+            ids[row], lengths[row] = pad(own, (n, c))
+        tokens, past = self._place(rows, adapted.scope if adapted else "suffix")
+        scores = score_wave(
+            self.model.config, self.model.params, tokens, Candidates(jnp.asarray(ids), jnp.asarray(lengths)), past,
+            adapted.adapters if adapted else None, scale=adapted.scale if adapted else 1.0,
+        )  # fmt: skip
+        return [own[: len(names)] for own, names in zip(np.asarray(scores), candidates, strict=False)]
+
+    def decode(
+        self,
+        rows: Sequence[Row],
+        scripts: Sequence[Sequence[Slot]],
+        sampling: Sampling = GREEDY,
+        adapted: Adapted | None = None,
+    ) -> list[list[str]]:
+        """What each row says in the free slots of its script; a row with an empty script says nothing."""
+        arrays = script_arrays([*scripts, *[()] * (self.size - len(scripts))], self.n_steps)
+        tokens, past = self._place(rows, adapted.scope if adapted else "suffix")
+        said = decode_wave(
+            self.model.config, self.model.params, tokens, Script(*map(jnp.asarray, arrays)), self._tables,
+            self._keys(rows), Sampling(jnp.float32(sampling.temperature), jnp.float32(sampling.top_p)), past,
+            adapted.adapters if adapted else None, n_steps=self.n_steps, scale=adapted.scale if adapted else 1.0,
+        )  # fmt: skip
+        ids, slots, closing = map(np.asarray, said)
+        kinds, tokenizer = arrays[0], self.model.tokenizer
+        return [free_texts(tokenizer, slots[i], ids[i], closing[i], kinds[i]) for i in range(len(rows))]
+
+    def adapt(
+        self,
+        rows: Sequence[Row],
+        pairs: Sequence[Sequence[Pair]],
+        max_pairs: int,
+        rule: UpdateRule,
+        loss: Loss,
+        config: AdaptConfig,
+    ) -> tuple[Adapted, np.ndarray]:
+        """Trains an adapter per row on its pairs (at most `max_pairs`), for `config.epochs` passes over them.
+
+        Returns the adapters, and the loss before each step [rows, epochs * max_pairs], NaN where no step was taken.
+        """
+        n_pairs, n_steps = np.zeros(self.size, np.int32), np.zeros(self.size, np.int32)
+        n_pairs[: len(pairs)] = [len(own) for own in pairs]
+        n_steps[: len(pairs)] = n_pairs[: len(pairs)] * config.epochs
+        keys, dummy = self._keys(rows), Pair((0,), (0,))
+        per_pair = [[own[k] if k < len(own) else dummy for own in pairs] for k in range(max_pairs)]
+        n_prefix, n_tokens, n_answer = training_shape([row.prefix for row in rows], pairs)
+        prefixes = [row.prefix for row in rows]
+        whole = config.scope == "all"
+        batches = [self._batch(prefixes, own, n_tokens + n_prefix * whole, n_answer, whole=whole) for own in per_pair]
+        past = () if whole else (self._prefix_caches(prefixes, n_prefix),)
+        chunk, remat = training_chunk(
+            self.model.config, self.size, batches[0].tokens.ids.shape[1], 0 if whole else n_prefix, config.memory
+        )
+        adapters, states = init_wave(keys, self.model.config, config.lora, rule, jnp.asarray(n_steps))
+        adapters, losses = adapt_wave(
+            self.model.config, self.model.params, rule.step, loss, adapters, states,
+            jax.tree.map(lambda *x: jnp.stack(x, axis=1), *batches), jnp.asarray(n_pairs), jnp.asarray(n_steps), keys,
+            past, max_steps=config.epochs * max_pairs, scale=config.lora.scale, chunk=chunk, remat=remat,
+        )  # fmt: skip
+        return Adapted(adapters, config.lora.scale, config.scope), np.asarray(losses)[: len(rows)]
+
+    def _batch(self, prefixes: Sequence[Ids], pairs: Sequence[Pair], length: int, n_answer: int, whole: bool) -> Batch:
+        """One training sequence per row: [E, length] tokens, of which up to n_answer are trained on."""
+        prompts = [prefix * whole + pair.prompt for prefix, pair in zip(prefixes, pairs, strict=True)]
+        sequences = [prompt + pair.answer for prompt, pair in zip(prompts, pairs, strict=True)]
+        tokens = self._tokens(sequences, length, None if whole else [len(prefix) for prefix in prefixes])
+        labels, counts = pad([pair.answer for pair in pairs], (self.size, n_answer))
+        index = np.arange(n_answer, dtype=np.int32)
+        starts = np.ones(self.size, np.int32)
+        starts[: len(prompts)] = [len(prompt) for prompt in prompts]
+        predict = np.minimum(starts[:, None] - 1 + index, length - 1)
+        weights = (index < counts[:, None]).astype(np.float32)
+        return Batch(tokens, jnp.asarray(predict), jnp.asarray(labels), jnp.asarray(weights))
+
+
+def candidate_shape(candidates: Sequence[Sequence[Ids]]) -> tuple[int, int]:
+    """The buckets of a scoring wave: candidates of an input, tokens of a candidate."""
+    n = bucket(max(map(len, candidates)), CANDIDATE_SIZES)
+    return n, bucket(max(len(ids) for own in candidates for ids in own), NAME_SIZES)
+
+
+def training_shape(prefixes: Sequence[Ids], pairs: Sequence[Sequence[Pair]]) -> tuple[int, int, int]:
+    """The buckets of a training wave: prefix, sequence after the prefix, trained tokens."""
+    flat = [pair for own in pairs for pair in own]
+    return (
+        bucket(max(map(len, prefixes)), PREFIX_SIZES),
+        bucket(max(len(pair.prompt) + len(pair.answer) for pair in flat), SUFFIX_SIZES),
+        bucket(max(len(pair.answer) for pair in flat), ANSWER_SIZES),
+    )
+
+
+def pad(rows: Sequence[Ids], shape: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
+    """Right-pads rows of ids with 0 to `shape`; returns ids and lengths, int32."""
+    ids, lengths = np.zeros(shape, np.int32), np.zeros(shape[0], np.int32)
+    for index, row in enumerate(rows):
+        ids[index, : len(row)], lengths[index] = row, len(row)
+    return ids, lengths
+
+
+def _n_bytes(tree: Any) -> int:
+    return sum(leaf.nbytes for leaf in jax.tree.leaves(tree))
