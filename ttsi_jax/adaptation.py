@@ -182,7 +182,7 @@ def adapt_wave(
     chunk: int,
     remat: bool = False,
 ) -> tuple[Adapter, Array]:
-    """`adapt_example` for E inputs in one program, `chunk` of them at a time.
+    """`adapt_example` for E inputs in one program, `chunk` of them at a time; a chunk without steps is skipped.
 
     Every argument but `params` has a leading axis E (`batches` E and K); `chunk` divides E. The adapters are donated;
     the base never is.
@@ -197,11 +197,16 @@ def adapt_wave(
             max_steps=max_steps, scale=scale, remat=remat,
         )  # fmt: skip
 
+    def skip(adapters, *rest):  # noqa: ANN001, ANN002, ANN202
+        return adapters, jnp.full((chunk, max_steps), jnp.nan)
+
+    def adapt_chunk(part: tuple) -> tuple[Adapter, Array]:
+        return jax.lax.cond(jnp.any(part[4] > 0), jax.vmap(one), skip, *part)
+
     wave = (adapters, states, batches, n_pairs, n_steps, keys, past)
     with jax.named_scope("adapt"):
-        if chunk == n_pairs.shape[0]:
-            return jax.vmap(one)(*wave)
-        return jax.lax.map(lambda args: one(*args), wave, batch_size=chunk)
+        chunks = jax.tree.map(lambda x: x.reshape(-1, chunk, *x.shape[1:]), wave)
+        return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), jax.lax.map(adapt_chunk, chunks))
 
 
 def training_chunk(

@@ -100,7 +100,7 @@ def run(args: Run) -> int:
     from ttsi_jax.checkpoints import load_model
     from ttsi_jax.config import check
     from ttsi_jax.loop import run as run_task
-    from ttsi_jax.runs.table import summary_table
+    from ttsi_jax.runs.table import examples_table, summary_table
     from ttsi_jax.tasks import load_task
 
     config, directory = args.config(), args.directory()
@@ -117,6 +117,8 @@ def run(args: Run) -> int:
     except KeyboardInterrupt:
         _say(f"interrupted; finished inputs are in {directory}, and the same command resumes the run")
         return INTERRUPTED
+    if any(record.adapted for record in result.records):
+        output.print(examples_table(result.records))
     output.print(summary_table(result.summary, f"{task.name} · {model.name} · {config.method}"))
     _say(f"compiling took {result.summary['compile_seconds']:.0f} s, and is not in the stages' seconds")
     failed = [record for record in result.records if record.error is not None]

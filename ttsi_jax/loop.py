@@ -100,6 +100,7 @@ class Loop:
         self.encoder = PromptEncoder(model.tokenizer)
         self.waves = Waves(model, config.wave, config.answer.max_tokens)
         self.stop = model.stop_ids[:1]
+        self.n_tries = config.synthesis.k * config.synthesis.tries
         self.estimator = resolve(config.gate.estimator, ESTIMATORS, "estimator")
         self.loss = resolve(config.adapt.loss, LOSSES, "loss")
         rule = resolve(config.adapt.rule, RULES, "update rule")
@@ -127,12 +128,16 @@ class Loop:
             yield from (draft.finished() for draft in others)
             self.progress("score", done, len(drafts))
 
-        usable: list[Draft] = []
-        for done, wave in in_waves(uncertain, Draft.synthesis_shape, size):
-            self.synthesize(wave)
-            usable += [draft for draft in wave if draft.pairs]
-            yield from (draft.finished() for draft in wave if not draft.pairs)
-            self.progress("synthesize", done, len(uncertain))
+        for attempt in range(self.n_tries):
+            lacking = [draft for draft in uncertain if len(draft.pairs) < self.config.synthesis.k]
+            for done, wave in in_waves(lacking, Draft.synthesis_shape, size):
+                self.synthesize(wave, attempt)
+                self.progress("synthesize", len(uncertain) - len(lacking) + done, len(uncertain))
+        usable = [draft for draft in uncertain if draft.pairs]
+        for draft in uncertain:
+            if not draft.pairs:
+                draft.note(reason=f"no usable pair in {self.n_tries} tries")
+                yield draft.finished()
 
         for done, wave in in_waves(usable, Draft.training_shape, size):
             self.adapt_and_answer(wave)
@@ -206,74 +211,62 @@ class Loop:
         script = [Slot(TEXT, limit=self.config.answer.max_tokens)]
         return [said[0] for said in self.waves.decode(rows, [script] * len(rows), adapted=adapted)]
 
-    def fill_in(self, rows: Sequence[Row], tools: Sequence[Tool | None], adapted: Adapted | None = None) -> list[str]:
-        """Each row's values for its tool's arguments, as a call in JSON; a row without a tool says nothing."""
-        scripts = [keys_script(self.encoder, tool, self.config.answer) if tool else [] for tool in tools]
-        said = self.waves.decode(rows, scripts, adapted=adapted)
-        return [keys_text(tool, values) if tool else "" for tool, values in zip(tools, said, strict=True)]
+    def fill_in(self, rows: Sequence[Row], tools: Sequence[Tool], adapted: Adapted | None = None) -> list[str]:
+        """Each row's values for its tool's arguments, as a call in JSON."""
+        said = self.waves.decode(
+            rows, [keys_script(self.encoder, tool, self.config.answer) for tool in tools], adapted=adapted
+        )
+        return [keys_text(tool, values) for tool, values in zip(tools, said, strict=True)]
 
     # G
 
-    def synthesize(self, wave: Sequence[Draft]) -> None:
-        """Writes pairs until each input has k good ones or its tries are used up."""
-        wanted = self.config.synthesis
-        n_tries = wanted.k * wanted.tries
-        kept: list[list[Synthetic]] = [[] for _ in wave]
+    def synthesize(self, wave: Sequence[Draft], attempt: int) -> None:
+        """Writes one more pair for each input."""
         with self.timed(wave, synthesize=wave):
-            for attempt in range(n_tries):
-                lacks = [len(own) < wanted.k for own in kept]
-                if not any(lacks):
-                    break
-                for draft, own, pair in zip(wave, kept, self.written(wave, lacks, attempt), strict=True):
-                    if pair is not None:
-                        self.keep_if_good(draft, pair, own)
-        for draft in wave:
-            if not draft.pairs:
-                draft.note(reason=f"no usable pair in {n_tries} tries")
+            write = self.write_pairs if self.config.synthesis_form == "pair" else self.write_requests
+            for draft, pair in zip(wave, write(wave, attempt), strict=True):
+                self.keep_if_good(draft, pair)
 
-    def keep_if_good(self, draft: Draft, pair: Synthetic, kept: list[Synthetic]) -> None:
+    def keep_if_good(self, draft: Draft, pair: Synthetic) -> None:
         """Checks a pair, records it with the outcome, and makes a training sequence of a good one."""
+        kept = [other["query"] for other in draft.record.synthetic if other["accepted"]]
         pair = check_pair(pair, draft.example.query, draft.example.tools, kept)
         if pair.reason is None:
             prompt = self.encoder.suffix(draft.example, answer_messages(draft.example, pair.query), draft.prefix)
             answer = call_ids(self.encoder, pair.calls[0]) + self.stop
             if len(draft.prefix) + len(prompt) + len(answer) <= self.context_length:
-                kept.append(pair)
                 draft.pairs.append(Pair(prompt, answer))
             else:
                 pair = pair._replace(reason="the pair does not fit the model's context")
         draft.note(synthetic=[*draft.record.synthetic, pair.record()])
 
-    def written(self, wave: Sequence[Draft], lacks: Sequence[bool], attempt: int) -> list[Synthetic | None]:
-        """One new pair for each input that lacks one, None for the others."""
-        config = self.config.synthesis
-        whole = self.config.synthesis_form == "pair"
-        slot = Slot(TEXT, limit=self.config.answer.max_tokens) if whole else Slot(LINE, limit=config.max_tokens)
-        rows = [draft.row(draft.request, draft.synthesis_room, SYNTHESIS, attempt) for draft in wave]
-        scripts = [[slot] if lacking else [] for lacking in lacks]
-        said = self.waves.decode(rows, scripts, Sampling(config.temperature, config.top_p))
-        if whole:
-            return [read_pair(own[0]) if own else None for own in said]
-        return self.labelled(wave, [Synthetic(read_request(own[0]), ()) if own else None for own in said])
+    def write_pairs(self, wave: Sequence[Draft], attempt: int) -> list[Synthetic]:
+        """A request and its call per input, written in one go."""
+        slot = Slot(TEXT, limit=self.config.answer.max_tokens)
+        return [read_pair(text) for text in self.sampled(wave, slot, attempt)]
 
-    def labelled(self, wave: Sequence[Draft], pairs: Sequence[Synthetic | None]) -> list[Synthetic | None]:
-        """Requests with the model's own calls: the function that scoring picks, each value decoded after its key."""
-        rows, labels = [], list(pairs)
+    def write_requests(self, wave: Sequence[Draft], attempt: int) -> list[Synthetic]:
+        """A request per input, with the call that the model answers it with: the function that its scoring picks, and
+        each value decoded after its key."""
+        slot = Slot(LINE, limit=self.config.synthesis.max_tokens)
+        pairs = [Synthetic(read_request(text), ()) for text in self.sampled(wave, slot, attempt)]
+        rows = []
         for index, (draft, pair) in enumerate(zip(wave, pairs, strict=True)):
-            suffix = draft.opened
-            if pair is not None:
-                messages = answer_messages(draft.example, pair.query)
-                suffix = self.encoder.suffix(draft.example, messages, draft.prefix, OPENING)
-            if pair is not None and len(suffix) > draft.synthesis_room:
-                labels[index], suffix = pair._replace(reason="the request is too long"), draft.opened
+            messages = answer_messages(draft.example, pair.query)
+            suffix = self.encoder.suffix(draft.example, messages, draft.prefix, OPENING)
+            if len(suffix) > draft.synthesis_room:
+                pairs[index], suffix = pair._replace(reason="the request is too long"), draft.opened
             rows.append(draft.row(suffix, draft.synthesis_room, SYNTHESIS))
-        is_open = [pair is not None and pair.reason is None for pair in labels]
-        picks = [draft.tool(draft.best(own)) for draft, own in zip(wave, self.scores(rows, wave), strict=True)]
-        texts = self.fill_in(rows, [tool if wanted else None for tool, wanted in zip(picks, is_open, strict=True)])
-        return [
-            pair._replace(calls=tuple(read_calls(text) or ())) if pair is not None and wanted else pair
-            for pair, wanted, text in zip(labels, is_open, texts, strict=True)
-        ]
+        tools = [draft.tool(draft.best(own)) for draft, own in zip(wave, self.scores(rows, wave), strict=True)]
+        calls = [tuple(read_calls(text) or ()) for text in self.fill_in(rows, tools)]
+        return [pair._replace(calls=own) for pair, own in zip(pairs, calls, strict=True)]
+
+    def sampled(self, wave: Sequence[Draft], slot: Slot, attempt: int) -> list[str]:
+        """What the model writes to each input's synthesis prompt."""
+        config = self.config.synthesis
+        rows = [draft.row(draft.request, draft.synthesis_room, SYNTHESIS, attempt) for draft in wave]
+        said = self.waves.decode(rows, [[slot]] * len(rows), Sampling(config.temperature, config.top_p))
+        return [own[0] for own in said]
 
     # T
 

@@ -77,20 +77,19 @@ def read_pair(text: str) -> Synthetic:
         return Synthetic(query, (), f"the call cannot be read: {error}")
 
 
-def check_pair(pair: Synthetic, seed: str, tools: Sequence[Tool], kept: Sequence[Synthetic]) -> Synthetic:
+def check_pair(pair: Synthetic, seed: str, tools: Sequence[Tool], kept: Sequence[str]) -> Synthetic:
     """The pair, with the reason to drop it where there is one.
 
-    A pair is kept if its request is neither empty, nor the seed, nor one that was kept before, and if it has one call
+    A pair is kept if its request is neither empty, nor the seed, nor one of the `kept` ones, and if it has one call
     of a listed function with its required arguments and values of the right JSON types.
     """
-    same = {_normal(other.query) for other in kept}
     if pair.reason:
         reason = pair.reason
     elif not _normal(pair.query):
         reason = "the request is empty"
     elif _normal(pair.query) == _normal(seed):
         reason = "the request repeats the seed"
-    elif _normal(pair.query) in same:
+    elif _normal(pair.query) in map(_normal, kept):
         reason = "the request repeats another one"
     elif len(pair.calls) != 1:
         reason = f"{len(pair.calls)} calls instead of one"

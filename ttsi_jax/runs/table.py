@@ -1,12 +1,13 @@
 """What a summary or a comparison shows as tables, and those tables for the terminal."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from rich.table import Table
 from rich.text import Text
 
 from ttsi_jax.runs.compare import Comparison, Paired, Run, compare, mcnemar_p
+from ttsi_jax.runs.record import Record, strict_json
 from ttsi_jax.runs.summary import METRICS
 
 
@@ -24,6 +25,19 @@ def summary_table(summary: Mapping[str, Any], title: str) -> Table:
     for rows in (accuracies(summary), counts(summary), stages(summary)):
         table.add_row(_rendered(rows))
     return table
+
+
+def examples_table(records: Sequence[Record], n: int = 3) -> Table:
+    """Some adapted inputs: what the model wrote for itself and its calls before and after; changed ones first."""
+    adapted = [record for record in records if record.adapted]
+    chosen = sorted(adapted, key=lambda record: record.base_calls == record.calls)[:n]
+    headings = ("request", "certainty", "what the model wrote for itself", "call before", "call after")
+    rows = []
+    for record in chosen:
+        pairs = [f"{pair['query']}\n→ {_calls(pair['calls'])}" for pair in record.synthetic if pair["accepted"]]
+        before, after = _marked(record, "base_calls", "_base"), _marked(record, "calls", "")
+        rows.append((str(record.query), f"{record.uncertainty:.2f}", "\n".join(pairs), before, after))
+    return _rendered(Rows(headings, rows), justify="left")
 
 
 def comparison_table(runs: Mapping[str, Run]) -> Table:
@@ -82,10 +96,25 @@ def _paired(paired: Paired) -> str:
     return f"+{paired.fixed} −{paired.broke} of {paired.fixed + paired.broke + paired.same}, p {paired.p:.2g}"
 
 
-def _rendered(rows: Rows) -> Table:
+def _marked(record: Record, calls: str, suffix: str) -> str:
+    """Calls as text, with a mark where they are labelled right or wrong."""
+    mark = {True: " ✓", False: " ✗", None: ""}[getattr(record, f"call_correct{suffix}")]
+    return _calls(getattr(record, calls)) + mark
+
+
+def _calls(calls: Sequence[Mapping[str, Any]] | None) -> str:
+    """Such as `forecast(city="Oslo")`."""
+    if calls is None:
+        return "not readable"
+    written = (", ".join(f"{key}={strict_json(value)}" for key, value in call["arguments"].items()) for call in calls)
+    return "; ".join(f"{call['name']}({arguments})" for call, arguments in zip(calls, written, strict=True))
+
+
+def _rendered(rows: Rows, justify: Literal["left", "right"] = "right") -> Table:
+    """A table for the terminal; `justify` is for all columns but the first."""
     table = Table()
     for column, heading in enumerate(rows.headings):
-        table.add_column(heading, justify="right" if column else "left")
+        table.add_column(heading, justify=justify if column else "left", overflow="fold")
     for row in rows.rows:
         table.add_row(*map(Text, row))  # not strings: a name with brackets in it is no markup
     return table

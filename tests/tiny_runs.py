@@ -1,0 +1,175 @@
+"""A small model on disk and a small task to take through the whole loop, and objects for `package.module:object`.
+
+The model is random, but after the head of an assistant's turn it says one of a few whole answers, each a token of its
+own, and then stops. Which one depends on the prompt, on the adapter and on sampling, as with a real model.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from tokenizers import Tokenizer, decoders, pre_tokenizers, trainers
+from tokenizers.models import BPE
+
+from checkpoints.tiny_models import SPECIAL, hf_settings, hf_tensors, write_hf
+from ttsi_jax.adaptation import AdaptConfig, UpdateRule
+from ttsi_jax.answering import AnswerConfig
+from ttsi_jax.config import RunConfig
+from ttsi_jax.rules import adamw
+from ttsi_jax.runs.record import Record
+from ttsi_jax.synthesis import SynthesisConfig
+from ttsi_jax.tasks import Example, GoldCall, Task, Tool, normalise_parameters
+from ttsi_jax.tasks.prompts import NEW_PAIR, NEW_REQUEST, SYSTEM, render_tools
+from ttsi_jax.uncertainty import GateConfig, margin
+
+
+def tool(name: str, required: list[str] | None = None, /, **properties: dict[str, Any]) -> Tool:
+    names = list(properties) if required is None else required
+    schema = {"type": "object", "properties": properties, "required": names}
+    return Tool(name, f"To {name}.", normalise_parameters(schema))
+
+
+STRING, INTEGER, NUMBER, BOOLEAN = ({"type": kind} for kind in ("string", "integer", "number", "boolean"))
+ADD = tool("add", a=INTEGER, b=INTEGER)
+GREET = tool("greet", ["name"], name=STRING, loud=BOOLEAN)
+CONVERT = tool("convert", amount=NUMBER, unit={"type": "string", "enum": ["m", "ft"]})
+ORDER = tool("order", items={"type": "array", "items": STRING}, options={"type": "object"})
+PING = tool("ping")
+SWITCH = tool("switch", on=BOOLEAN)
+MARKED = replace(GREET, description="To greet ~~")  # see `diverging`
+EVERY_TOOL = (ADD, GREET, CONVERT, ORDER, PING, SWITCH)
+
+ANSWERS = (
+    '{"name": "add", "arguments": {"a": 1, "b": 2}}',
+    '{"name": "greet", "arguments": {"name": "Bo"}}',
+    'greet(name="Al")',
+    "I cannot help.",
+    '{"request": "Sum of 4 and 5?", "call": {"name": "add", "arguments": {"a": 4, "b": 5}}}',
+    '{"request": "Say hi to Cy", "call": {"name": "greet", "arguments": {"name": "Cy", "loud": true}}}',
+    '{"request": "Add two and 2", "call": {"name": "add", "arguments": {"a": "two", "b": 2}}}',
+    '{"request": "", "call": {"name": "add", "arguments": {"a": 4, "b": 5}}}',
+)
+
+
+def example(id: str, query: str, tools: tuple[Tool, ...] = (ADD, GREET), gold: Any = "add") -> Example:
+    """`gold` is the name of the right function, called without arguments, or what an example holds."""
+    gold = (GoldCall(gold, {}),) if isinstance(gold, str) else gold
+    return Example(id, ({"role": "user", "content": query},), tools, gold)
+
+
+EXAMPLES = (
+    example("one", "What is 1 and 2?", gold=(GoldCall("add", {"a": (1,), "b": (2, "two")}),)),
+    example("two", "Please greet Bo", gold=(GoldCall("greet", {"name": ("Bo",), "loud": (True,)}, frozenset({"loud"})),)),
+    example("three", "Turn it on", (SWITCH, CONVERT, PING), gold="switch"),
+    example("four", "Hello there – ü", (GREET, ADD), gold=None),
+    example("five", "12 m in ft, and greet Di", (CONVERT, GREET, ADD), gold=()),
+    example("six", "Is the server up? Ping it", (PING, SWITCH), gold="ping"),
+    example("seven", "Order tea and milk", (ORDER, ADD, SWITCH), gold="order"),
+)
+TASK = Task("tiny", EXAMPLES)
+
+
+def write_model(directory: Path) -> Path:
+    """The model as a Hugging Face directory; a few rows of its vocabulary have no token."""
+    tokenizer = _tokenizer()
+    settings = hf_settings(
+        "llama", vocab_size=tokenizer.get_vocab_size() + 5, hidden_size=32, intermediate_size=48, head_dim=8,
+        max_position_embeddings=4096, tie_word_embeddings=False,
+    )  # fmt: skip
+    tensors = hf_tensors(settings)
+    for name, value in tensors.items():
+        value *= 1.0 if value.ndim == 1 or "embed" in name else 0.2
+    rng = np.random.default_rng(0)
+    asked, said = rng.normal(size=(2, 32)).astype(np.float32)
+    embed, head = tensors["model.embed_tokens.weight"], tensors["lm_head.weight"]
+    answers = [tokenizer.token_to_id(_as_token(text)) for text in ANSWERS]
+    embed[tokenizer.token_to_id(_as_token("\n"))] += 4 * asked
+    head[answers] += 0.5 * asked
+    embed[answers] += 4 * said
+    head[SPECIAL.index("<|im_end|>")] += 0.5 * said
+    write_hf(directory, settings, tensors)
+    tokenizer.save(str(directory / "tokenizer.json"))
+    return directory
+
+
+def _as_token(text: str) -> str:
+    return pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False).pre_tokenize_str(text)[0][0]
+
+
+def _tokenizer() -> Tokenizer:
+    """A byte-level tokenizer with merges from our prompts, and a token for each answer that no text is cut into."""
+    tokenizer = Tokenizer(BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(
+        vocab_size=520, initial_alphabet=sorted(alphabet), special_tokens=list(SPECIAL), show_progress=False
+    )
+    tokenizer.train_from_iterator([SYSTEM, NEW_REQUEST, NEW_PAIR, render_tools(EVERY_TOOL)] * 2, trainer)
+    described = json.loads(tokenizer.to_str())
+    vocabulary = described["model"]["vocab"]
+    vocabulary |= {_as_token(text): len(vocabulary) + index for index, text in enumerate(ANSWERS)}
+    return Tokenizer.from_str(json.dumps(described))
+
+
+def settings(form: str = "keys", scope: str = "suffix", method: str = "tt-si", **changes: Any) -> RunConfig:
+    """A configuration in which a run takes little time, and a step changes much."""
+    config = RunConfig(
+        method=method,
+        gate=GateConfig(tau=1.1),
+        synthesis=SynthesisConfig(form="request", max_tokens=8),
+        adapt=AdaptConfig(scope=scope, epochs=2, lr=3e-2, rank=2),
+        answer=AnswerConfig(form=form, max_tokens=24, value_tokens=4),
+        wave=4,
+    )
+    return replace(config, **changes)
+
+
+def timeless(record: Record) -> Record:
+    return replace(record, seconds={})
+
+
+# What tests name as `tiny_runs:object`.
+
+
+def least(log_likelihoods, mask):  # noqa: ANN001, ANN201
+    """An estimator: no input is ever certain."""
+    return jnp.zeros(())
+
+
+def interrupting(log_likelihoods, mask):  # noqa: ANN001, ANN201
+    """The margin; sends SIGINT to its own process at the call whose number TINY_INTERRUPT_AT holds."""
+    interrupting.calls += 1
+    if interrupting.calls == int(os.environ.get("TINY_INTERRUPT_AT", "-1")):
+        os.kill(os.getpid(), signal.SIGINT)
+    return margin(log_likelihoods, mask)
+
+
+interrupting.calls = 0
+
+
+def diverging(lr: float) -> UpdateRule:
+    """AdamW whose loss is not a number for an input whose tools are described with a tilde."""
+    rule = adamw(lr)
+
+    def step(loss_fn, adapter, state, batch, key):  # noqa: ANN001, ANN202
+        adapter, state, metrics = rule.step(loss_fn, adapter, state, batch, key)
+        marked = jnp.any(batch.tokens.ids == TILDE)
+        return adapter, state, metrics | {"loss": jnp.where(marked, jnp.nan, metrics["loss"])}
+
+    return UpdateRule(rule.init, step)
+
+
+def _tilde() -> int:
+    return _tokenizer().token_to_id("~")
+
+
+TILDE = _tilde()
+READY_RULE = adamw(3e-2)
