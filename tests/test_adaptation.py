@@ -7,9 +7,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from model.tiny import padded, pair, random_ids, row, sequence, stack, tiny_model
 
-from model.tiny import pair, padded, random_ids, row, stack, tiny_model
 from ttsi_jax.adaptation import AdaptConfig, adapt_wave, init_wave, training_chunk
+from ttsi_jax.model.decoder import forward, logits
 from ttsi_jax.model.lora import LoraConfig
 from ttsi_jax.model.scoring import prefill_wave
 from ttsi_jax.rules import adamw, answer_cross_entropy
@@ -29,7 +30,7 @@ def batches(start: int = 0):
 
 def adapt(
     lr=1e-2, data=None, n_pairs=N_PAIRS, n_steps=N_STEPS, keys=KEYS, select=lambda x: x,
-    adapters=None, past=(), max_steps=MAX_STEPS, **how,
+    adapters=None, past=(), **how,
 ):  # fmt: skip
     """Trains a wave of fresh adapters, or uses up those given; `select` takes some of its rows."""
     config, base = tiny_model()
@@ -38,7 +39,7 @@ def adapt(
     wave = (adapters or fresh, states, *map(select, (data or batches(), n_pairs, n_steps, keys, past)))
     how = {"chunk": len(select(n_steps))} | how
     return adapt_wave(
-        config, base, rule.step, answer_cross_entropy, *wave, max_steps=max_steps, scale=LORA.scale, **how
+        config, base, rule.step, answer_cross_entropy, *wave, max_steps=MAX_STEPS, scale=LORA.scale, **how
     )
 
 
@@ -69,9 +70,8 @@ def change(adapters, index):
 @pytest.mark.parametrize("variant", ["llama", "gemma3"])
 def test_losses_and_adapters_are_those_of_peft(references, variant, lr):
     torch = pytest.importorskip("torch")
-    from transformers import get_cosine_schedule_with_warmup
-
     from model.reference import peft_modules, with_peft
+    from transformers import get_cosine_schedule_with_warmup
 
     theirs, ours = references(variant)
     rule, n_steps = adamw(lr), jnp.asarray([5])
@@ -159,13 +159,9 @@ def test_steps_beyond_an_inputs_own_do_nothing(trained_gently):
     np.testing.assert_array_equal(np.isfinite(losses), np.arange(MAX_STEPS) < N_STEPS[:, None])
     assert change(adapters, 2) == 0.0
     assert all(change(adapters, index) > 1e-4 for index in (0, 1, 3))
-    longer, more = adapt(lr=1e-4, max_steps=8)
-    assert_same(longer, adapters, atol=1e-6)
-    assert_same(more[:, :MAX_STEPS], losses, atol=1e-5)
-    assert np.isnan(more[:, MAX_STEPS:]).all()
 
 
-@pytest.mark.parametrize("how", [{"chunk": 2}, {"remat": True}, {"chunk": 1, "remat": True}])
+@pytest.mark.parametrize("how", [{"chunk": 2}, {"chunk": 2, "remat": True}])
 def test_chunks_and_recomputed_layers_change_nothing(trained_gently, how):
     adapters, losses = adapt(lr=1e-4, **how)
     assert_same(adapters, trained_gently[0], atol=1e-6)
@@ -178,22 +174,22 @@ def test_scope_suffix_starts_from_the_base():
     caches = prefill_wave(
         config, params, jnp.stack([padded(ids, 8) for ids in prefixes]), jnp.asarray([len(ids) for ids in prefixes])
     )
-
-    def data(joined: bool):
-        """The pairs after their prefix: joined to it in one sequence, or to follow its cache."""
-        return stack([
-            stack([pair(prefix * joined + p, a, N_TOKENS + 8 * joined, N_ANSWER, len(prefix) * (not joined)) for p, a in own])
-            for prefix, own in zip(prefixes, PAIRS, strict=True)
-        ])  # fmt: skip
-
-    everyone = jnp.full(E, 5)
-    suffix, losses = adapt(data=data(False), past=(caches,), n_steps=everyone)
-    _, base = adapt(data=data(True), lr=0.0, n_steps=everyone)
-    np.testing.assert_allclose(losses[:, :2], base[:, :2], rtol=0, atol=1e-4)
-    _, whole = adapt(data=data(True), n_steps=everyone)
-    assert np.abs(whole[:, 4] - losses[:, 4]).max() > 1e-3
-    assert (losses[:, 4] < base[:, 4]).all()
-    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(suffix))
+    data = stack(
+        [
+            stack([pair(*own, N_TOKENS, N_ANSWER, start=len(prefix)) for own in row])
+            for prefix, row in zip(prefixes, PAIRS, strict=True)
+        ]
+    )
+    adapters, losses = adapt(data=data, past=(caches,), n_steps=jnp.full(E, 5))
+    score = jax.jit(lambda tokens: jax.nn.log_softmax(logits(config, params, forward(config, params, tokens)[0])))
+    for e, prefix in enumerate(prefixes):
+        for k, (prompt, answer) in enumerate(PAIRS[e][: int(N_PAIRS[e])]):
+            log_p = score(sequence(prefix + prompt + answer, 24))
+            start = len(prefix + prompt) - 1
+            base = -np.mean([log_p[start + index, token] for index, token in enumerate(answer)])
+            np.testing.assert_allclose(losses[e, k], base, rtol=0, atol=1e-4)  # before the first step; rate 0 in it
+        assert losses[e, 4] < losses[e, 0] - 0.1
+    assert all(change(adapters, e) > 1e-3 for e in range(E))
 
 
 def test_nothing_but_shapes_compiles_anew(trained):

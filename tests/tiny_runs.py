@@ -10,17 +10,20 @@ import json
 import os
 import signal
 from dataclasses import replace
+from functools import lru_cache
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
+from checkpoints.tiny_models import SPECIAL, hf_settings, hf_tensors, write_hf
 from tokenizers import Tokenizer, decoders, pre_tokenizers, trainers
 from tokenizers.models import BPE
 
-from checkpoints.tiny_models import SPECIAL, hf_settings, hf_tensors, write_hf
 from ttsi_jax.adaptation import AdaptConfig, UpdateRule
 from ttsi_jax.answering import AnswerConfig
+from ttsi_jax.checkpoints import LanguageModel, load_model
 from ttsi_jax.config import RunConfig
 from ttsi_jax.rules import adamw
 from ttsi_jax.runs.record import Record
@@ -66,7 +69,9 @@ def example(id: str, query: str, tools: tuple[Tool, ...] = (ADD, GREET), gold: A
 
 EXAMPLES = (
     example("one", "What is 1 and 2?", gold=(GoldCall("add", {"a": (1,), "b": (2, "two")}),)),
-    example("two", "Please greet Bo", gold=(GoldCall("greet", {"name": ("Bo",), "loud": (True,)}, frozenset({"loud"})),)),
+    example(
+        "two", "Please greet Bo", gold=(GoldCall("greet", {"name": ("Bo",), "loud": (True,)}, frozenset({"loud"})),)
+    ),
     example("three", "Turn it on", (SWITCH, CONVERT, PING), gold="switch"),
     example("four", "Hello there – ü", (GREET, ADD), gold=None),
     example("five", "12 m in ft, and greet Di", (CONVERT, GREET, ADD), gold=()),
@@ -81,17 +86,17 @@ def write_model(directory: Path) -> Path:
     tokenizer = _tokenizer()
     settings = hf_settings(
         "llama", vocab_size=tokenizer.get_vocab_size() + 5, hidden_size=32, intermediate_size=48, head_dim=8,
-        max_position_embeddings=4096, tie_word_embeddings=False,
+        num_hidden_layers=1, max_position_embeddings=4096, tie_word_embeddings=False,
     )  # fmt: skip
     tensors = hf_tensors(settings)
     for name, value in tensors.items():
-        value *= 1.0 if value.ndim == 1 or "embed" in name else 0.2
+        tensors[name] = 1 + value / 10 if value.ndim == 1 else value if "embed" in name else value / 4
     rng = np.random.default_rng(0)
     asked, said = rng.normal(size=(2, 32)).astype(np.float32)
     embed, head = tensors["model.embed_tokens.weight"], tensors["lm_head.weight"]
     answers = [tokenizer.token_to_id(_as_token(text)) for text in ANSWERS]
-    embed[tokenizer.token_to_id(_as_token("\n"))] += 4 * asked
-    head[answers] += 0.5 * asked
+    embed[tokenizer.token_to_id(_as_token("\n"))] = 1.5 * asked
+    head[answers] = 0.7 * asked + 0.5 * rng.normal(size=(len(answers), 32)).astype(np.float32)
     embed[answers] += 4 * said
     head[SPECIAL.index("<|im_end|>")] += 0.5 * said
     write_hf(directory, settings, tensors)
@@ -119,13 +124,20 @@ def _tokenizer() -> Tokenizer:
     return Tokenizer.from_str(json.dumps(described))
 
 
+@lru_cache
+def tiny_model() -> LanguageModel:
+    """The model of `write_model`, loaded."""
+    with TemporaryDirectory() as directory:
+        return load_model(write_model(Path(directory) / "tiny"))
+
+
 def settings(form: str = "keys", scope: str = "suffix", method: str = "tt-si", **changes: Any) -> RunConfig:
     """A configuration in which a run takes little time, and a step changes much."""
     config = RunConfig(
         method=method,
         gate=GateConfig(tau=1.1),
         synthesis=SynthesisConfig(form="request", max_tokens=8),
-        adapt=AdaptConfig(scope=scope, epochs=2, lr=3e-2, rank=2),
+        adapt=AdaptConfig(scope=scope, epochs=3, lr=3e-2, rank=2),
         answer=AnswerConfig(form=form, max_tokens=24, value_tokens=4),
         wave=4,
     )

@@ -7,9 +7,8 @@ Both are scripts for `ttsi_jax.model.generation`, and both end as text that the 
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
@@ -18,7 +17,8 @@ import numpy as np
 
 from ttsi_jax.model.generation import FORCED, SlotTables
 from ttsi_jax.tasks import Call, CallSyntaxError, Tool, parse_calls
-from ttsi_jax.tasks.prompts import OPENING, PromptEncoder
+from ttsi_jax.tasks.pieces import call_pieces, forced_pieces, json_type, written_arguments
+from ttsi_jax.tasks.prompts import PromptEncoder
 
 TEXT, LINE, STRING, NESTED, INTEGER, NUMBER, BOOLEAN = range(1, 8)  # kinds of free slots; see `slot_tables`
 _STOP = -127  # closes a slot at any depth
@@ -39,6 +39,12 @@ class AnswerConfig:
     value_tokens: int = 32
 
 
+def special_ids(tokenizer: Any, stop_ids: Sequence[int]) -> frozenset[int]:
+    """Tokens that are no text: those that the tokenizer marks as special, and those that end an answer."""
+    marked = (index for index, token in tokenizer.added_tokens_decoder.items() if token.special)
+    return frozenset((*tokenizer.all_special_ids, *marked, *stop_ids))
+
+
 def slot_tables(tokenizer: Any, vocab_size: int, stop_ids: Sequence[int]) -> SlotTables:
     """The rules of each kind of free slot, as arrays over the vocabulary.
 
@@ -48,7 +54,8 @@ def slot_tables(tokenizer: Any, vocab_size: int, stop_ids: Sequence[int]) -> Slo
     """
     texts = tokenizer.batch_decode([[i] for i in range(len(tokenizer))], clean_up_tokenization_spaces=False)
     texts = texts[:vocab_size]
-    special = np.isin(np.arange(vocab_size), tokenizer.all_special_ids) | (np.arange(vocab_size) >= len(texts))
+    special = np.isin(np.arange(vocab_size), list(special_ids(tokenizer, stop_ids)))
+    special |= np.arange(vocab_size) >= len(texts)
     stops = np.isin(np.arange(vocab_size), stop_ids)
 
     def where(condition: Callable[[str], object]) -> np.ndarray:
@@ -56,8 +63,8 @@ def slot_tables(tokenizer: Any, vocab_size: int, stop_ids: Sequence[int]) -> Slo
 
     ends_value = where(lambda text: text.strip() and all(c in ",}]" for c in text.strip()))
     holds = {
-        INTEGER: where(re.compile(r"-?\d+|-").fullmatch),
-        NUMBER: where(re.compile(r"-?[\d.]+|-").fullmatch),
+        INTEGER: where(re.compile(r"-?[0-9]+|-").fullmatch),
+        NUMBER: where(re.compile(r"-?[0-9.]+|-").fullmatch),
         BOOLEAN: where(lambda text: text and (text in "true" or text in "false")),
     }
     closes = {
@@ -105,16 +112,18 @@ def script_arrays(
     return kinds, tokens, limits, lengths
 
 
-def free_texts(tokenizer: Any, slots: np.ndarray, ids: np.ndarray, closing: np.ndarray, kinds: np.ndarray) -> list[str]:
+def free_texts(
+    tokenizer: Any, special: Collection[int], slots: np.ndarray, ids: np.ndarray, closing: np.ndarray, kinds: np.ndarray
+) -> list[str]:
     """What one row said in each of its free slots, in order, with the token that closed it (unless that was a stop).
 
     Args:
+        special: tokens to leave out, see `special_ids`.
         slots: [M] the script's slot of each token, -1 after the end.
         ids: [M] the tokens.
         closing: [S] the token that closed each slot, or -1.
         kinds: [S] the script's kinds.
     """
-    special = set(tokenizer.all_special_ids)
 
     def text(slot: int) -> str:
         said = [*ids[slots == slot], *([closing[slot]] if closing[slot] >= 0 else [])]
@@ -123,97 +132,29 @@ def free_texts(tokenizer: Any, slots: np.ndarray, ids: np.ndarray, closing: np.n
     return [text(int(slot)) for slot in np.flatnonzero(kinds != FORCED)]
 
 
-# The form `keys`: a call as pieces of text with a free slot for each value.
-
-
 _KINDS = {"array": NESTED, "object": NESTED, "integer": INTEGER, "number": NUMBER, "boolean": BOOLEAN}
 
 
 def value_kind(schema: Mapping[str, Any]) -> int:
     """The kind of free slot that a parameter's schema asks for; without a type it is a string."""
-    return _KINDS.get(schema.get("type", "string"), STRING)
-
-
-def written_arguments(tool: Tool) -> tuple[str, ...]:
-    """The arguments that `keys` fills in: the required ones, or all of a tool that marks none as required."""
-    return tool.required or tuple(tool.properties)
-
-
-def name_text(name: str) -> str:
-    """What follows `OPENING` for a function: its name and the closing quote; the candidate that H scores."""
-    return json.dumps(name, ensure_ascii=False)[1:]
-
-
-_BARE, _QUOTES, _SQUARE, _CURLY = (" ", ""), (' "', '"'), (" [", "]"), (" {", "}")  # what is forced around a value
-
-
-def _schema_brackets(schema: Mapping[str, Any]) -> tuple[str, str]:
-    bare = dict.fromkeys(("integer", "number", "boolean"), _BARE)
-    return {**bare, "array": _SQUARE, "object": _CURLY}.get(schema.get("type", "string"), _QUOTES)
-
-
-def _value_brackets(value: Any) -> tuple[str, str]:
-    kinds = ((str, _QUOTES), (list, _SQUARE), (dict, _CURLY))
-    return next((brackets for kind, brackets in kinds if isinstance(value, kind)), _BARE)
-
-
-def _pieces(arguments: Sequence[tuple[str, tuple[str, str]]]) -> list[str]:
-    """The forced texts of a call after its name, one more than there are arguments: the values stand between them."""
-    texts, before = [], ', "arguments": {'
-    for key, (opening, closing) in arguments:
-        texts.append(f"{before}{json.dumps(key, ensure_ascii=False)}:{opening}")
-        before = f"{closing}, "
-    return [*texts, before.removesuffix(", ") + "}}"]
+    return _KINDS.get(json_type(schema), STRING)
 
 
 def keys_script(encoder: PromptEncoder, tool: Tool, config: AnswerConfig) -> list[Slot]:
     """The script that follows `OPENING`: the tool's name and keys are forced, each value is free."""
-    schemas = {key: tool.properties.get(key, {}) for key in written_arguments(tool)}
-    pieces = _pieces([(key, _schema_brackets(schema)) for key, schema in schemas.items()])
-    forced = [encoder.fragment(text) for text in (name_text(tool.name), *pieces)]
+    schemas = [tool.properties.get(key, {}) for key in written_arguments(tool)]
+    forced = [encoder.fragment(text) for text in forced_pieces(tool)]
     room = config.max_tokens - sum(map(len, forced))
     limit = max(1, min(config.value_tokens, room // max(1, len(schemas))))
     script = [Slot(FORCED, forced[0])]
-    for schema, ids in zip(schemas.values(), forced[1:-1], strict=True):
+    for schema, ids in zip(schemas, forced[1:], strict=True):
         script += [Slot(FORCED, ids), Slot(value_kind(schema), limit=limit)]
-    return script  # nothing free comes after the last value, so the closing brackets need not be fed
-
-
-def keys_text(tool: Tool, values: Sequence[str]) -> str:
-    """The answer as JSON text, from what the model said in each free slot; a value that is no JSON becomes a string."""
-    keys = written_arguments(tool)
-    arguments = {
-        key: read_value(said, *_schema_brackets(tool.properties.get(key, {})))
-        for key, said in zip(keys, values, strict=True)
-    }
-    return json.dumps({"name": tool.name, "arguments": arguments}, ensure_ascii=False)
-
-
-def read_value(said: str, opening: str, closing: str) -> Any:
-    """The JSON value at the start of `opening + said`; its end may be missing, or followed by more."""
-    decoder = json.JSONDecoder(strict=False, parse_constant=_refuse_constant)
-    for text in (opening + said, opening + said + closing):
-        try:
-            return decoder.raw_decode(text.strip())[0]
-        except (ValueError, RecursionError):
-            continue
-    word = said.split('"')[0].strip().rstrip(",}] ")
-    return {"True": True, "False": False, "None": None}.get(word, word)
-
-
-def _refuse_constant(name: str) -> None:
-    raise ValueError(f"{name} is not JSON")
+    return script
 
 
 def call_ids(encoder: PromptEncoder, call: Call) -> tuple[int, ...]:
     """Token ids of a whole answer, piece by piece as `keys` decodes it: what a pair is trained on."""
-    brackets = [_value_brackets(value) for value in call.arguments.values()]
-    pieces = _pieces(list(zip(call.arguments, brackets, strict=True)))
-    texts = [OPENING, name_text(call.name)]
-    for piece, value, (opening, closing) in zip(pieces[:-1], call.arguments.values(), brackets, strict=True):
-        text = f" {json.dumps(value, ensure_ascii=False)}"
-        texts += [piece, text[len(opening) : len(text) - len(closing)]]
-    return tuple(token for text in [*texts, pieces[-1]] if text for token in encoder.fragment(text))
+    return tuple(token for text in call_pieces(call) for token in encoder.fragment(text))
 
 
 def read_calls(text: str | None) -> list[Call] | None:

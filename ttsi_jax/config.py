@@ -89,9 +89,9 @@ def resolve(name: str, known: Mapping[str, Any], kind: str) -> Any:
     module_name, colon, attribute = name.partition(":")
     if not colon:
         close = get_close_matches(name, known, 1)
-        hint = f"; did you mean '{close[0]}'?" if close else ""
+        hint = f"; did you mean '{close[0]}'?" if close else "."
         raise InputError(f"unknown {kind} '{name}'{hint} Known: {', '.join(known)}; or package.module:object")
     try:
         return getattr(importlib.import_module(module_name), attribute)
-    except (ImportError, AttributeError, ValueError) as error:
+    except (ImportError, AttributeError, TypeError, ValueError) as error:
         raise InputError(f"{kind} '{name}' cannot be imported: {error}") from None

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import defaultdict
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -16,11 +16,11 @@ import jax
 import numpy as np
 from jax import Array
 
-from ttsi_jax.answering import name_text
 from ttsi_jax.config import RunConfig
 from ttsi_jax.errors import InputError
 from ttsi_jax.runs.record import Record
 from ttsi_jax.tasks import Call, Example, Tool, call_correct, tool_correct
+from ttsi_jax.tasks.pieces import name_text
 from ttsi_jax.tasks.prompts import (
     NEW_PAIR,
     NEW_REQUEST,
@@ -36,7 +36,7 @@ from ttsi_jax.waves import PREFIX_SIZES, SUFFIX_SIZES, Ids, Pair, Row, bucket, c
 SYNTHESIS, ADAPTATION, ANSWER = 0, 1, 2
 
 
-@dataclass
+@dataclass(eq=False)
 class Draft:
     """An input between two stages."""
 
@@ -145,19 +145,18 @@ def example_key(seed: int, example_id: str) -> Array:
     return jax.random.fold_in(jax.random.key(seed), int.from_bytes(digest[:4], "little"))
 
 
-def in_waves(
-    drafts: Sequence[Draft], shape: Callable[[Draft], Hashable], size: int
-) -> Iterator[tuple[int, list[Draft]]]:
-    """Inputs of equal shape in groups of at most `size`, each with the number of inputs so far."""
+def next_wave(waiting: list[Draft], shape: Callable[[Draft], Hashable], size: int, last: bool) -> list[Draft]:
+    """Takes the first `size` inputs of equal shape out of `waiting`; if there are not so many of any, none.
+
+    With `last` no more will come: then a wave may have fewer.
+    """
     groups: dict[Hashable, list[Draft]] = defaultdict(list)
-    for draft in drafts:
+    for draft in waiting:
         groups[shape(draft)].append(draft)
-    done = 0
-    for group in groups.values():
-        for start in range(0, len(group), size):
-            wave = group[start : start + size]
-            done += len(wave)
-            yield done, wave
+    full = (group[:size] for group in groups.values() if len(group) >= size)
+    wave = next(full, next(iter(groups.values()), []) if last else [])
+    waiting[:] = [draft for draft in waiting if draft not in wave]
+    return wave
 
 
 def plain(calls: Sequence[Call] | None) -> list[dict[str, Any]] | None:

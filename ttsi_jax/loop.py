@@ -1,14 +1,15 @@
 """The paper's Algorithm 1 over waves of inputs: gate -> synthesize -> adapt -> answer -> forget.
 
-Inputs of the same shapes go through each stage together. Those that the gate selects gather into waves of their own,
-first for synthesis, then for training; the rest are finished with the base's answer. Nothing is merged into the base,
-so resetting is dropping the adapters.
+Inputs of the same shapes go through each stage together. Those that the gate selects wait until they fill a wave of
+their own, first for synthesis, then for training; the rest are finished with the base's answer. Nothing is merged into
+the base, so resetting is dropping the adapters.
 """
 
 from __future__ import annotations
 
 import hashlib
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from os import PathLike
@@ -18,10 +19,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from ttsi_jax.adaptation import UpdateRule
-from ttsi_jax.answering import LINE, TEXT, Slot, call_ids, keys_script, keys_text, read_calls
+from ttsi_jax.answering import LINE, TEXT, Slot, call_ids, keys_script, read_calls
 from ttsi_jax.checkpoints import LanguageModel
 from ttsi_jax.config import RunConfig, check, resolve
-from ttsi_jax.inputs import ADAPTATION, ANSWER, SYNTHESIS, Draft, in_waves, plain, prepare, read_plain
+from ttsi_jax.errors import InputError
+from ttsi_jax.inputs import ADAPTATION, ANSWER, SYNTHESIS, Draft, next_wave, plain, prepare, read_plain
 from ttsi_jax.model.generation import Sampling
 from ttsi_jax.rules import LOSSES, RULES
 from ttsi_jax.runs.clock import CompileClock
@@ -31,6 +33,7 @@ from ttsi_jax.runs.record import Record
 from ttsi_jax.runs.summary import summarise
 from ttsi_jax.synthesis import Synthetic, check_pair, read_pair, read_request
 from ttsi_jax.tasks import Example, Task, Tool, micro_f1
+from ttsi_jax.tasks.pieces import keys_text
 from ttsi_jax.tasks.prompts import OPENING, PromptEncoder, answer_messages
 from ttsi_jax.uncertainty import ESTIMATORS, relative_softmax
 from ttsi_jax.waves import Adapted, Pair, Row, Waves
@@ -60,7 +63,7 @@ def run(
         task: as `load_task` gives it.
         config: the method and its settings.
         out: a directory to keep the run in; the same call resumes it. None keeps nothing.
-        progress: called after every wave.
+        progress: called with a stage's name, inputs done and inputs known of so far, after every wave.
 
     Raises:
         InputError: a setting that cannot be, or a directory that holds another run.
@@ -91,6 +94,14 @@ def fingerprint(task: Task) -> str:
     return hashlib.sha256(repr(task.examples).encode("utf-8", "surrogatepass")).hexdigest()[:16]
 
 
+class Queues(NamedTuple):
+    """The inputs that wait for each stage."""
+
+    score: list[Draft]
+    synthesize: list[Draft]
+    adapt: list[Draft]
+
+
 class Loop:
     """The stages, with a model and the settings of a run bound."""
 
@@ -100,49 +111,62 @@ class Loop:
         self.encoder = PromptEncoder(model.tokenizer)
         self.waves = Waves(model, config.wave, config.answer.max_tokens)
         self.stop = model.stop_ids[:1]
-        self.n_tries = config.synthesis.k * config.synthesis.tries
         self.estimator = resolve(config.gate.estimator, ESTIMATORS, "estimator")
         self.loss = resolve(config.adapt.loss, LOSSES, "loss")
         rule = resolve(config.adapt.rule, RULES, "update rule")
         self.rule: UpdateRule = rule if isinstance(rule, UpdateRule) else rule(config.adapt.lr)
         self.progress = progress
+        self.done: Counter[str] = Counter()  # inputs, by stage
         self.clock = CompileClock()
 
     def records(self, task_name: str, examples: Sequence[Example]) -> Iterator[Record]:
         """Takes inputs through all stages; yields each record as soon as its input is finished."""
-        size = self.config.wave
-        drafts: list[Draft] = []
+        to_score: list[Draft] = []
         for example in examples:
             draft = prepare(example, task_name, self.encoder, self.config, self.context_length)
             if isinstance(draft, Record):
                 yield draft
             else:
-                drafts.append(draft)
+                to_score.append(draft)
 
-        uncertain: list[Draft] = []
-        for done, wave in in_waves(drafts, Draft.scoring_shape, size):
+        queues = Queues(to_score, [], [])
+        while wave := next_wave(queues.score, Draft.scoring_shape, self.config.wave, last=True):
             self.score(wave)
             chosen, others = self.chosen(wave)
             self.answer_with_base(chosen, others)
-            uncertain += chosen
             yield from (draft.finished() for draft in others)
-            self.progress("score", done, len(drafts))
+            queues.synthesize.extend(chosen)
+            self.report(queues, score=len(wave))
+            yield from self.improve(queues, last=not queues.score)
 
-        for attempt in range(self.n_tries):
-            lacking = [draft for draft in uncertain if len(draft.pairs) < self.config.synthesis.k]
-            for done, wave in in_waves(lacking, Draft.synthesis_shape, size):
-                self.synthesize(wave, attempt)
-                self.progress("synthesize", len(uncertain) - len(lacking) + done, len(uncertain))
-        usable = [draft for draft in uncertain if draft.pairs]
-        for draft in uncertain:
-            if not draft.pairs:
-                draft.note(reason=f"no usable pair in {self.n_tries} tries")
-                yield draft.finished()
-
-        for done, wave in in_waves(usable, Draft.training_shape, size):
+    def improve(self, queues: Queues, last: bool) -> Iterator[Record]:
+        """Takes inputs from the gate to their adapted answers as far as they fill waves; the last ones in any case."""
+        size, wanted = self.config.wave, self.config.synthesis
+        while wave := next_wave(queues.synthesize, Draft.synthesis_shape, size, last):
+            self.synthesize(wave)
+            again = [
+                draft
+                for draft in wave
+                if len(draft.pairs) < wanted.k and len(draft.record.synthetic) < wanted.k * wanted.tries
+            ]
+            queues.synthesize.extend(again)
+            for draft in wave:
+                if draft.pairs and draft not in again:
+                    queues.adapt.append(draft)
+                elif draft not in again:
+                    draft.note(reason=f"no usable pair in {len(draft.record.synthetic)} tries")
+                    yield draft.finished()
+            self.report(queues, synthesize=len(wave) - len(again))
+        while wave := next_wave(queues.adapt, Draft.training_shape, size, last):
             self.adapt_and_answer(wave)
             yield from (draft.finished() for draft in wave)
-            self.progress("adapt", done, len(usable))
+            self.report(queues, adapt=len(wave))
+
+    def report(self, queues: Queues, **done: int) -> None:
+        """Counts the inputs that are done with a stage, and tells of all stages."""
+        self.done.update(done)
+        for stage, waiting in queues._asdict().items():
+            self.progress(stage, self.done[stage], self.done[stage] + len(waiting))
 
     def result(self, records: Sequence[Record], task: Task) -> Result:
         """Records in the task's order, with their summary."""
@@ -220,11 +244,11 @@ class Loop:
 
     # G
 
-    def synthesize(self, wave: Sequence[Draft], attempt: int) -> None:
+    def synthesize(self, wave: Sequence[Draft]) -> None:
         """Writes one more pair for each input."""
         with self.timed(wave, synthesize=wave):
             write = self.write_pairs if self.config.synthesis_form == "pair" else self.write_requests
-            for draft, pair in zip(wave, write(wave, attempt), strict=True):
+            for draft, pair in zip(wave, write(wave), strict=True):
                 self.keep_if_good(draft, pair)
 
     def keep_if_good(self, draft: Draft, pair: Synthetic) -> None:
@@ -232,28 +256,41 @@ class Loop:
         kept = [other["query"] for other in draft.record.synthetic if other["accepted"]]
         pair = check_pair(pair, draft.example.query, draft.example.tools, kept)
         if pair.reason is None:
-            prompt = self.encoder.suffix(draft.example, answer_messages(draft.example, pair.query), draft.prefix)
-            answer = call_ids(self.encoder, pair.calls[0]) + self.stop
-            if len(draft.prefix) + len(prompt) + len(answer) <= self.context_length:
-                draft.pairs.append(Pair(prompt, answer))
-            else:
-                pair = pair._replace(reason="the pair does not fit the model's context")
+            try:
+                draft.pairs.append(self.training_pair(draft, pair))
+            except InputError as error:
+                pair = pair._replace(reason=str(error))
         draft.note(synthetic=[*draft.record.synthetic, pair.record()])
 
-    def write_pairs(self, wave: Sequence[Draft], attempt: int) -> list[Synthetic]:
+    def training_pair(self, draft: Draft, pair: Synthetic) -> Pair:
+        """The training sequence of a pair.
+
+        Raises:
+            InputError: the chat template refuses the request, or the sequence is too long for the model.
+        """
+        prompt = self.encoder.suffix(draft.example, answer_messages(draft.example, pair.query), draft.prefix)
+        answer = call_ids(self.encoder, pair.calls[0]) + self.stop
+        if len(draft.prefix) + len(prompt) + len(answer) > self.context_length:
+            raise InputError("the pair does not fit the model's context")
+        return Pair(prompt, answer)
+
+    def write_pairs(self, wave: Sequence[Draft]) -> list[Synthetic]:
         """A request and its call per input, written in one go."""
         slot = Slot(TEXT, limit=self.config.answer.max_tokens)
-        return [read_pair(text) for text in self.sampled(wave, slot, attempt)]
+        return [read_pair(text) for text in self.sampled(wave, slot)]
 
-    def write_requests(self, wave: Sequence[Draft], attempt: int) -> list[Synthetic]:
+    def write_requests(self, wave: Sequence[Draft]) -> list[Synthetic]:
         """A request per input, with the call that the model answers it with: the function that its scoring picks, and
         each value decoded after its key."""
         slot = Slot(LINE, limit=self.config.synthesis.max_tokens)
-        pairs = [Synthetic(read_request(text), ()) for text in self.sampled(wave, slot, attempt)]
+        pairs = [Synthetic(read_request(text), ()) for text in self.sampled(wave, slot)]
         rows = []
         for index, (draft, pair) in enumerate(zip(wave, pairs, strict=True)):
             messages = answer_messages(draft.example, pair.query)
-            suffix = self.encoder.suffix(draft.example, messages, draft.prefix, OPENING)
+            try:
+                suffix = self.encoder.suffix(draft.example, messages, draft.prefix, OPENING)
+            except InputError as error:
+                pairs[index], suffix = pair._replace(reason=str(error)), draft.opened
             if len(suffix) > draft.synthesis_room:
                 pairs[index], suffix = pair._replace(reason="the request is too long"), draft.opened
             rows.append(draft.row(suffix, draft.synthesis_room, SYNTHESIS))
@@ -261,10 +298,12 @@ class Loop:
         calls = [tuple(read_calls(text) or ()) for text in self.fill_in(rows, tools)]
         return [pair._replace(calls=own) for pair, own in zip(pairs, calls, strict=True)]
 
-    def sampled(self, wave: Sequence[Draft], slot: Slot, attempt: int) -> list[str]:
-        """What the model writes to each input's synthesis prompt."""
+    def sampled(self, wave: Sequence[Draft], slot: Slot) -> list[str]:
+        """What the model writes to each input's synthesis prompt; every attempt has its own random numbers."""
         config = self.config.synthesis
-        rows = [draft.row(draft.request, draft.synthesis_room, SYNTHESIS, attempt) for draft in wave]
+        rows = [
+            draft.row(draft.request, draft.synthesis_room, SYNTHESIS, len(draft.record.synthetic)) for draft in wave
+        ]
         said = self.waves.decode(rows, [[slot]] * len(rows), Sampling(config.temperature, config.top_p))
         return [own[0] for own in said]
 

@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
-from ttsi_jax.tasks import Call, CallSyntaxError, Tool, check_call, parse_calls
+from ttsi_jax.tasks import Call, CallSyntaxError, Tool, check_call, parse_calls, strict_json
 
 
 @dataclass(frozen=True)
@@ -65,8 +65,8 @@ def read_pair(text: str) -> Synthetic:
     """The pair in a JSON object `{"request": …, "call": …}` that the model wrote, perhaps amid other text."""
     start = text.find("{")
     try:
-        value = json.JSONDecoder().raw_decode(text[start:])[0] if start >= 0 else None
-    except (ValueError, RecursionError):
+        value = strict_json.decode_at(text, start)[0] if start >= 0 else None
+    except strict_json.JsonError:
         value = None
     if not isinstance(value, dict) or not isinstance(value.get("request"), str):
         return Synthetic("", (), "no JSON object with a request and a call")

@@ -15,7 +15,7 @@ import numpy as np
 from jax import Array
 
 from ttsi_jax.adaptation import AdaptConfig, Batch, Loss, UpdateRule, adapt_wave, init_wave, training_chunk
-from ttsi_jax.answering import Slot, free_texts, script_arrays, slot_tables
+from ttsi_jax.answering import Slot, free_texts, script_arrays, slot_tables, special_ids
 from ttsi_jax.checkpoints import LanguageModel
 from ttsi_jax.model.cache import PADDING, SHARED, Cache
 from ttsi_jax.model.decoder import Tokens
@@ -80,6 +80,7 @@ class Waves:
         self.n_steps = n_steps
         self._prefix_memory = prefix_memory
         self._prefixes: OrderedDict[Ids, Cache] = OrderedDict()
+        self._special = special_ids(model.tokenizer, model.stop_ids)
         self._tables = slot_tables(model.tokenizer, model.config.vocab_size, model.stop_ids)
 
     # From inputs to arrays
@@ -159,7 +160,7 @@ class Waves:
         )  # fmt: skip
         ids, slots, closing = map(np.asarray, said)
         kinds, tokenizer = arrays[0], self.model.tokenizer
-        return [free_texts(tokenizer, slots[i], ids[i], closing[i], kinds[i]) for i in range(len(rows))]
+        return [free_texts(tokenizer, self._special, slots[i], ids[i], closing[i], kinds[i]) for i in range(len(rows))]
 
     def adapt(
         self,

@@ -9,8 +9,8 @@ from huggingface_hub.utils import filter_repo_objects
 from tiny_models import hf_settings, hf_tensors, write_hf
 
 from ttsi_jax.checkpoints import describe_models, hub, load_model
+from ttsi_jax.checkpoints.config import FAMILIES
 from ttsi_jax.errors import ModelFileError
-from ttsi_jax.model.config import FAMILIES
 
 
 def test_an_alias_that_is_not_installed(monkeypatch):

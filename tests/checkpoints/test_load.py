@@ -24,9 +24,9 @@ from tiny_models import (
 )
 
 from ttsi_jax.checkpoints import load, load_model
+from ttsi_jax.checkpoints.config import from_hf
 from ttsi_jax.checkpoints.names import gguf_slots, hf_slots
 from ttsi_jax.errors import InputError, ModelFileError
-from ttsi_jax.model.config import from_hf
 from ttsi_jax.model.decoder import abstract_params
 
 

@@ -10,8 +10,8 @@ from safetensors.numpy import load_file, save_file
 from tiny_models import hf_settings, hf_tensors, write_hf
 
 from ttsi_jax.checkpoints import load_peft, save_peft
+from ttsi_jax.checkpoints.config import from_hf
 from ttsi_jax.errors import ModelFileError
-from ttsi_jax.model.config import from_hf
 from ttsi_jax.model.lora import TARGETS, LowRank, projection_shapes
 
 CONFIG = from_hf(hf_settings("qwen3"))

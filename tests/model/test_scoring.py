@@ -74,7 +74,7 @@ def test_a_candidate_does_not_depend_on_the_others():
     config, params = tiny_model()
     together = score_wave(config, params, prompts(), wave())
     for index in range(3):
-        own = jax.tree.map(lambda x: x[:, index : index + 1], wave())  # N = 1
+        own = stack([candidates([rows[index]], CANDIDATE_SIZE) for rows in ROWS])  # N = 1
         alone = score_wave(config, params, prompts(), own)
         np.testing.assert_allclose(together[:, index : index + 1], alone, rtol=0, atol=1e-5)
     others = stack([candidates([rows[0], *[[5, 6, 7, 9]] * 3], CANDIDATE_SIZE) for rows in ROWS])

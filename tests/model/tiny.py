@@ -10,7 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from ttsi_jax.adaptation import Batch
-from ttsi_jax.model.config import DecoderConfig, from_hf
+from ttsi_jax.checkpoints.config import from_hf
+from ttsi_jax.model.config import DecoderConfig
 from ttsi_jax.model.decoder import Params, Tokens, abstract_params, tokens_after
 from ttsi_jax.model.generation import FORCED, Script
 from ttsi_jax.model.lora import Adapter, LoraConfig, init_adapter

@@ -10,6 +10,7 @@ import jax
 import numpy as np
 from transformers import PreTrainedTokenizerFast
 
+from ttsi_jax.checkpoints.config import from_gguf, from_hf
 from ttsi_jax.checkpoints.files import checksum, errors_name, read_json
 from ttsi_jax.checkpoints.gguf import GgufFile
 from ttsi_jax.checkpoints.hub import locate
@@ -27,7 +28,7 @@ from ttsi_jax.checkpoints.names import (
 from ttsi_jax.checkpoints.safetensors import open_checkpoint
 from ttsi_jax.checkpoints.tokenizer import stop_ids, tokenizer_from_directory, tokenizer_from_gguf
 from ttsi_jax.errors import InputError, ModelFileError
-from ttsi_jax.model.config import DecoderConfig, from_gguf, from_hf
+from ttsi_jax.model.config import DecoderConfig
 from ttsi_jax.model.decoder import abstract_params
 
 DTYPES = ("float32", "bfloat16")

@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-
 from model.tiny import VARIANTS
+
+from ttsi_jax.checkpoints.config import FAMILIES, from_gguf, from_hf
 from ttsi_jax.errors import ModelFileError
-from ttsi_jax.model.config import FAMILIES, Rope, from_gguf, from_hf
+from ttsi_jax.model.config import Rope
 
 LLAMA = VARIANTS["llama"]
 
@@ -130,7 +131,7 @@ values = st.recursive(
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
     max_leaves=5,
 )
-KEYS = sorted({key for own in VARIANTS.values() for key in own} | {"sliding_window_pattern", "text_config", "rope_scaling"})
+KEYS = sorted({key for own in VARIANTS.values() for key in own} | {"sliding_window_pattern", "text_config"})
 ROPE_KEYS = ["rope_type", "type", "factor", "rope_theta", "low_freq_factor", "original_max_position_embeddings"]
 
 

@@ -1,0 +1,251 @@
+"""The command line: exit codes, what is said where, directories, and an interrupted process."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from tiny_runs import EXAMPLES, timeless, write_model
+
+import ttsi_jax
+from ttsi_jax import cli
+from ttsi_jax.cli import main
+from ttsi_jax.runs.directory import read_records
+from ttsi_jax.runs.record import to_json
+
+SETTINGS = [
+    *("--answer.form", "keys", "--answer.max-tokens", "24", "--answer.value-tokens", "4", "--wave", "4"),
+    *("--synthesis.form", "request", "--synthesis.max-tokens", "8", "--gate.tau", "1.1"),
+    *("--adapt.scope", "suffix", "--adapt.epochs", "3", "--adapt.lr", "3e-2", "--adapt.rank", "2"),
+]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory) -> str:
+    return str(write_model(tmp_path_factory.mktemp("models") / "tiny"))
+
+
+def line(one) -> str:
+    gold = [{"name": call.name, "arguments": {k: v[0] for k, v in call.arguments.items()}} for call in one.gold or ()]
+    tools = [{"name": t.name, "description": t.description, "parameters": t.parameters} for t in one.tools]
+    return json.dumps({"id": one.id, "query": one.query, "tools": tools, "calls": gold})
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path, monkeypatch):
+    """Every test has a directory of its own with a task of three inputs, and gives SIGTERM back."""
+    monkeypatch.chdir(tmp_path)
+    Path("mine.jsonl").write_text("\n".join(map(line, EXAMPLES[:3])))
+    before = signal.getsignal(signal.SIGTERM)
+    yield
+    signal.signal(signal.SIGTERM, before)
+
+
+def run(model, *more, task="mine.jsonl"):
+    return main(["run", "--model", model, "--task", task, *SETTINGS, *more])
+
+
+def lines(directory) -> list[str]:
+    return [to_json(timeless(record)) for record in read_records(Path(directory) / "records.jsonl")[0].values()]
+
+
+def one_line(text: str) -> str:
+    return " ".join(text.split())
+
+
+def test_a_run_that_is_done(model, capsys):
+    assert run(model, "--out", "first") == cli.DONE == 0
+    out, err = capsys.readouterr()
+    assert "mine · tiny · tt-si" in out and "accuracy" in out and out.endswith("run: first\n")
+    assert "3 inputs of mine; loading" in err and "the run is kept in first" in err and "compiling took" in err
+    assert "Traceback" not in err and "accuracy" not in err
+    assert len(lines("first")) == 3 and Path("first/summary.json").exists()
+
+
+def test_the_same_command_shows_the_finished_run_again(model, capsys):
+    run(model, "--out", "first")
+    content, shown = Path("first/records.jsonl").read_bytes(), capsys.readouterr().out
+    assert run(model, "--out", "first") == 0
+    assert Path("first/records.jsonl").read_bytes() == content and capsys.readouterr().out == shown
+
+
+def test_the_directory_is_named_after_the_settings(model):
+    base = ("--method", "base")
+    assert run(model, *base) == run(model, *base) == 0
+    [first] = Path("runs").iterdir()
+    assert re.fullmatch(r"mine\.tiny\.base\.[0-9a-f]{8}", first.name)
+    assert run(model, *base, "--limit", "2") == run(model, *base, "--seed", "1") == 0
+    assert run(model, *base, "--dtype", "float32") == 0
+    sizes = sorted(len(lines(path)) for path in Path("runs").iterdir())
+    assert sizes == [2, 3, 3, 3]
+
+
+def test_directories_are_stable_between_processes():
+    named = cli.Run(model="Qwen/Qwen2.5-1.5B-Instruct", task="bfcl:multiple").directory()
+    assert named == Path("runs/bfcl-multiple.Qwen2-5-1-5B-Instruct.tt-si.DIGEST")
+    assert cli.Run(model="m", task="t", out=Path("x")).directory() == Path("x")
+
+
+def test_broken_lines_are_left_out_and_named(model, capsys):
+    Path("mine.jsonl").write_text("\n".join(["{", line(EXAMPLES[0]), '{"query": "a"}', line(EXAMPLES[1])]))
+    assert run(model, "--method", "base", "--out", "run") == cli.SOME_FAILED == 1
+    err = capsys.readouterr().err
+    assert "left out: mine.jsonl:1: not valid JSON" in err and "left out: mine.jsonl:3: no 'tools'" in one_line(err)
+    assert [json.loads(each)["id"] for each in lines("run")] == ["one", "two"]
+
+
+def test_failed_inputs_are_named(model, capsys):
+    with open("mine.jsonl", "a") as file:
+        file.write('\n{"id": "bare", "query": "hi", "tools": [], "calls": []}\n')
+    assert run(model, "--method", "base", "--out", "run") == 1
+    assert "failed: input 'bare': the input has no candidate function" in capsys.readouterr().err
+    assert len(lines("run")) == 4
+
+
+NO_MODEL = ["run", "--model", "nowhere", "--task", "mine.jsonl"]
+
+
+@pytest.mark.parametrize(
+    ("argv", "code", "message"),
+    [
+        (NO_MODEL, 3, "error: there is no model at nowhere"),
+        (
+            ["run", "--model", "m.bin", "--task", "mine.jsonl"],
+            3,
+            "error: m.bin is neither a directory nor a .gguf file",
+        ),
+        (["run", "--model", "damaged", "--task", "mine.jsonl"], 3, "config.json"),
+        (["run", "--model", "damaged", "--task", "sealtool"], 2, "unknown task 'sealtool' (did you mean sealtools?)"),
+        (["run", "--model", "damaged", "--task", "none.jsonl"], 2, "cannot read the task file none.jsonl"),
+        (["run", "--model", "damaged", "--task", "bad.jsonl"], 2, "bad.jsonl has no usable example: bad.jsonl:1"),
+        ([*NO_MODEL, "--limit", "0"], 2, "the limit on examples must be at least 1, not 0"),
+        ([*NO_MODEL, "--wave", "0"], 2, "error: --wave is 0; it must be at least 1"),
+        ([*NO_MODEL, "--adapt.lr", "-1"], 2, "error: --adapt.lr is -1.0; it must be above 0"),
+        (["compare", "nowhere"], 2, "error: nowhere: holds no run"),
+        (["compare"], 2, "name at least one run directory"),
+        (["report", "nowhere", "--out", "x.html"], 2, "error: nowhere: holds no run"),
+    ],
+)
+def test_what_cannot_be_used_is_told_on_stderr(capsys, argv, code, message):
+    Path("m.bin").write_text("")
+    Path("damaged").mkdir()
+    Path("damaged/config.json").write_text("{")
+    Path("bad.jsonl").write_text("{")
+    assert main(argv) == code
+    out, err = capsys.readouterr()
+    assert message in one_line(err) and out == "" and "Traceback" not in err
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (["--dtype", "int8"], "dtype 'int8' is not supported; supported: float32, bfloat16"),
+        (["--adapt.rule", "sgd"], "unknown update rule 'sgd'. Known: adamw"),
+        (["--gate.estimator", "nowhere:f"], "estimator 'nowhere:f' cannot be imported"),
+    ],
+)
+def test_settings_that_a_model_is_needed_for(model, capsys, changes, message):
+    assert run(model, "--out", "run", *changes) == cli.BAD_INPUT == 2
+    assert message in one_line(capsys.readouterr().err) and not Path("run").exists()
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        ([*NO_MODEL, "--method", "tt-x"], "tt-x"),
+        ([*NO_MODEL, "--gate.select", "some"], "some"),
+        ([*NO_MODEL, "--waves", "3"], "--waves"),
+        ([*NO_MODEL, "--wave", "many"], "many"),
+        (["run", "--task", "mine.jsonl"], "--model"),
+        (["walk"], "walk"),
+        (["report", "nowhere"], "--out"),
+    ],
+)
+def test_arguments_that_do_not_exist(capsys, argv, message):
+    with pytest.raises(SystemExit) as caught:
+        main(argv)
+    assert caught.value.code == 2 and message in capsys.readouterr().err
+
+
+def test_a_directory_with_another_run_is_refused_and_left_as_it_is(model, capsys):
+    run(model, "--method", "base", "--out", "run")
+    before = {path.name: path.read_bytes() for path in Path("run").iterdir()}
+    assert run(model, "--method", "base", "--out", "run", "--seed", "5") == 2
+    err = capsys.readouterr().err
+    assert "run: holds a run with other settings" in err and "seed: 0 there, 5 now" in err
+    assert run(model, "--method", "base", "--out", "run", "--limit", "2") == 2
+    assert {path.name: path.read_bytes() for path in Path("run").iterdir()} == before
+    Path("full").mkdir()
+    Path("full/thesis.txt").write_text("precious")
+    assert run(model, "--out", "full") == 2 and Path("full/thesis.txt").read_text() == "precious"
+
+
+def test_an_interrupted_process_exits_with_130_and_the_same_command_resumes(model, monkeypatch, capsys):
+    """The estimator sends the signal while the second wave is scored, when the first one's inputs are finished."""
+    monkeypatch.setattr("sys.path", [*sys.path])
+    Path("mine.jsonl").write_text("\n".join(map(line, EXAMPLES)))
+    argv = ["run", "--model", model, "--task", "mine.jsonl", *SETTINGS, "--method", "base"]
+    argv += ["--gate.estimator", "tiny_runs:interrupting"]
+    paths = [str(Path(__file__).parent), str(Path(ttsi_jax.__file__).parents[1])]
+    env = os.environ | {"PYTHONPATH": os.pathsep.join(paths), "TINY_INTERRUPT_AT": "6"}
+    command = [sys.executable, "-m", "ttsi_jax.cli", *argv, "--out", "run"]
+    process = subprocess.run(command, env=env, capture_output=True, text=True, timeout=300)
+    assert process.returncode == 130, process.stderr
+    assert "interrupted; finished inputs are in run, and the same command resumes the run" in process.stderr
+    assert "Traceback" not in process.stderr
+    kept = Path("run/records.jsonl").read_bytes()
+    assert kept.count(b"\n") == 4
+
+    assert main([*argv, "--out", "run"]) == main([*argv, "--out", "whole"]) == 0
+    assert set(kept.splitlines()) < set(Path("run/records.jsonl").read_bytes().splitlines())
+    assert lines("run") == lines("whole") and len(lines("run")) == 7
+
+
+def test_an_interrupt_before_the_run_begins(model, monkeypatch, capsys):
+    def interrupt(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("ttsi_jax.checkpoints.load_model", interrupt)
+    assert run(model) == cli.INTERRUPTED == 130
+    assert "interrupted" in capsys.readouterr().err and not Path("runs").exists()
+
+
+def test_a_termination_signal_is_an_interrupt(model, monkeypatch):
+    monkeypatch.setattr("ttsi_jax.checkpoints.load_model", lambda *a, **k: os.kill(os.getpid(), signal.SIGTERM))
+    assert run(model) == 130
+
+
+def test_compare_and_report(model, capsys):
+    for method in ("base", "tt-si"):
+        run(model, "--method", method, "--out", method)
+    capsys.readouterr()
+    assert main(["compare", "base", "tt-si"]) == 0
+    out, err = capsys.readouterr()
+    assert "base" in out and "tt-si" in out and "call" in out and err == ""
+    assert main(["report", "base", "tt-si", "--out", "report.html"]) == 0
+    assert "report: report.html" in capsys.readouterr().err
+    html = Path("report.html").read_text()
+    assert html.lstrip().startswith("<!") and "tt-si" in html
+    assert main(["report", "base", "--out", "missing/report.html"]) == 2
+    assert "missing/report.html: cannot be written: No such file or directory" in capsys.readouterr().err
+    assert main(["compare", "base", "base"]) == 2 and "given twice" in one_line(capsys.readouterr().err)
+
+
+def test_models_and_tasks_are_listed(capsys):
+    assert main(["models"]) == main(["tasks"]) == 0
+    out, err = capsys.readouterr()
+    assert "smollm2-135m-instruct" in one_line(out).replace(" ", "") or "smollm2" in out
+    assert "sealtools" in out and "nexusraven" in out and err == ""
+
+
+def test_an_error_of_the_system_is_told(model, capsys, monkeypatch):
+    def full(*args, **kwargs):
+        raise OSError(28, "No space left on device", "run/records.jsonl")
+
+    monkeypatch.setattr("ttsi_jax.runs.directory.RunDirectory.append", full)
+    assert run(model, "--method", "base", "--out", "run") == 2
+    assert "error: run/records.jsonl: No space left on device" in capsys.readouterr().err

@@ -1,0 +1,92 @@
+import json
+from dataclasses import replace
+
+import pytest
+
+from ttsi_jax.adaptation import AdaptConfig
+from ttsi_jax.answering import AnswerConfig
+from ttsi_jax.config import RunConfig, check, resolve
+from ttsi_jax.errors import InputError
+from ttsi_jax.rules import RULES, adamw
+from ttsi_jax.synthesis import SynthesisConfig
+
+INF, NAN = float("inf"), float("nan")
+ONE, ABOVE = "it must be at least 1", "it must be above 0"
+REFUSED = [
+    ("wave", {"wave": 0}, "0", ONE),
+    ("wave", {"wave": -4}, "-4", ONE),
+    ("synthesis.k", {"synthesis": SynthesisConfig(k=0)}, "0", ONE),
+    ("synthesis.tries", {"synthesis": SynthesisConfig(tries=0)}, "0", ONE),
+    ("synthesis.max-tokens", {"synthesis": SynthesisConfig(max_tokens=0)}, "0", ONE),
+    ("adapt.epochs", {"adapt": AdaptConfig(epochs=0)}, "0", ONE),
+    ("adapt.rank", {"adapt": AdaptConfig(rank=0)}, "0", ONE),
+    ("answer.max-tokens", {"answer": AnswerConfig(max_tokens=0)}, "0", ONE),
+    ("answer.value-tokens", {"answer": AnswerConfig(value_tokens=0)}, "0", ONE),
+    ("adapt.lr", {"adapt": AdaptConfig(lr=0.0)}, "0.0", ABOVE),
+    ("adapt.lr", {"adapt": AdaptConfig(lr=-1e-4)}, "-0.0001", ABOVE),
+    ("adapt.lr", {"adapt": AdaptConfig(lr=NAN)}, "nan", ABOVE),
+    ("adapt.lr", {"adapt": AdaptConfig(lr=INF)}, "inf", ABOVE),
+    ("adapt.alpha", {"adapt": AdaptConfig(alpha=0.0)}, "0.0", ABOVE),
+    ("adapt.memory", {"adapt": AdaptConfig(memory=0.0)}, "0.0", ABOVE),
+    ("synthesis.top-p", {"synthesis": SynthesisConfig(top_p=0.0)}, "0.0", "it must be above 0 and at most 1"),
+    ("synthesis.top-p", {"synthesis": SynthesisConfig(top_p=1.1)}, "1.1", "it must be above 0 and at most 1"),
+    ("synthesis.top-p", {"synthesis": SynthesisConfig(top_p=NAN)}, "nan", "it must be above 0 and at most 1"),
+    ("synthesis.temperature", {"synthesis": SynthesisConfig(temperature=-0.1)}, "-0.1", "it must be at least 0"),
+    ("synthesis.temperature", {"synthesis": SynthesisConfig(temperature=NAN)}, "nan", "it must be at least 0"),
+    ("synthesis.temperature", {"synthesis": SynthesisConfig(temperature=INF)}, "inf", "it must be at least 0"),
+    ("seed", {"seed": -1}, "-1", "it must be between 0 and 4294967295"),
+    ("seed", {"seed": 2**32}, "4294967296", "it must be between 0 and 4294967295"),
+]
+
+
+@pytest.mark.parametrize(("name", "changes", "value", "rule"), REFUSED)
+def test_values_that_no_run_can_have(name, changes, value, rule):
+    with pytest.raises(InputError) as caught:
+        check(replace(RunConfig(), **changes))
+    assert str(caught.value) == f"--{name} is {value}; {rule}"
+
+
+def test_the_smallest_and_largest_values_are_taken():
+    synthesis = SynthesisConfig(k=1, tries=1, max_tokens=1, temperature=0.0, top_p=1.0)
+    check(RunConfig(wave=1, seed=2**32 - 1, synthesis=synthesis, answer=AnswerConfig(max_tokens=1, value_tokens=1)))
+    check(RunConfig())
+
+
+@pytest.mark.parametrize(
+    ("wanted", "answers", "form"),
+    [("auto", "keys", "request"), ("auto", "free", "pair"), ("pair", "keys", "pair"), ("request", "free", "request")],
+)
+def test_the_form_of_synthesis_follows_the_answers(wanted, answers, form):
+    config = RunConfig(synthesis=SynthesisConfig(form=wanted), answer=AnswerConfig(form=answers))
+    assert config.synthesis_form == form
+
+
+def test_a_configuration_is_plain_values():
+    values = RunConfig(wave=3).to_dict()
+    assert json.loads(json.dumps(values)) == values
+    assert values["wave"] == 3 and values["gate"]["tau"] == 0.95 and values["adapt"]["rule"] == "adamw"
+
+
+def test_names_stand_for_objects():
+    assert resolve("adamw", RULES, "update rule") is adamw
+    assert resolve("json:dumps", RULES, "update rule") is json.dumps
+    assert resolve("ttsi_jax.rules:adamw", {}, "update rule") is adamw
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("sgd", "unknown update rule 'sgd'. Known: adamw; or package.module:object"),
+        ("adam", "unknown update rule 'adam'; did you mean 'adamw'? Known: adamw; or package.module:object"),
+        ("", "unknown update rule ''. Known: adamw; or package.module:object"),
+        ("no_such_module:f", "update rule 'no_such_module:f' cannot be imported: No module named 'no_such_module'"),
+        ("json:no_such_thing", "update rule 'json:no_such_thing' cannot be imported: module 'json' has no attribute"),
+        ("json:", "update rule 'json:' cannot be imported: "),
+        (":f", "update rule ':f' cannot be imported: "),
+        (".json:dumps", "update rule '.json:dumps' cannot be imported: "),
+    ],
+)
+def test_names_that_stand_for_nothing(name, message):
+    with pytest.raises(InputError) as caught:
+        resolve(name, RULES, "update rule")
+    assert str(caught.value).startswith(message)

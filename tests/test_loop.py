@@ -1,0 +1,472 @@
+"""The whole loop with a small random model: complete records that depend on their own input alone."""
+
+import copy
+import json
+from dataclasses import fields, replace
+from functools import lru_cache
+
+import jax
+import numpy as np
+import pytest
+from tiny_runs import ADD, EXAMPLES, GREET, MARKED, TASK, example, settings, timeless, tiny_model
+
+from ttsi_jax import adaptation, loop
+from ttsi_jax.errors import InputError
+from ttsi_jax.loop import Loop, fingerprint, run
+from ttsi_jax.model.generation import decode_wave
+from ttsi_jax.model.scoring import prefill_wave, score_wave
+from ttsi_jax.runs.directory import read_records
+from ttsi_jax.runs.record import Record, to_json
+from ttsi_jax.synthesis import SynthesisConfig, Synthetic
+from ttsi_jax.tasks import Call, Example, GoldCall, Task
+
+MODEL = tiny_model()
+KINDS = [(form, scope, "tt-si") for form in ("keys", "free") for scope in ("suffix", "all")]
+KINDS += [(form, "suffix", "base") for form in ("keys", "free")]
+LABELS = ("gold", "pick_correct_base", "pick_correct", "tool_correct_base", "tool_correct", "call_correct_base",
+          "call_correct")  # fmt: skip
+
+
+@lru_cache
+def result(form: str, scope: str, method: str) -> loop.Result:
+    return run(MODEL, TASK, settings(form, scope, method))
+
+
+def records(task: Task = TASK, *kind: str, **changes) -> list[Record]:
+    return run(MODEL, task, settings(*kind, **changes)).records
+
+
+def task_of(*examples: Example) -> Task:
+    return Task("tiny", examples)
+
+
+def untimed(found) -> dict[str, Record]:
+    return {record.id: timeless(record) for record in found}
+
+
+@pytest.fixture(scope="module")
+def usual() -> dict[str, Record]:
+    """Records of the usual run, keys and suffix, without their seconds."""
+    return untimed(result("keys", "suffix", "tt-si").records)
+
+
+@pytest.fixture(scope="module")
+def tau(usual) -> float:
+    """Four of the seven inputs are less certain than this."""
+    certainties = sorted(record.uncertainty for record in usual.values())
+    return (certainties[3] + certainties[4]) / 2
+
+
+def gate(**changes):
+    return {"gate": replace(settings().gate, **changes)}
+
+
+# Records.
+
+
+@pytest.mark.parametrize("kind", KINDS, ids="-".join)
+def test_every_input_has_a_complete_record_in_its_place(kind):
+    form, _, method = kind
+    found, summary = result(*kind)
+    assert [record.id for record in found] == [one.id for one in EXAMPLES]
+    for record, one in zip(found, EXAMPLES, strict=True):
+        names = [tool.name for tool in one.tools]
+        assert (record.task, record.query, record.candidates, record.error) == ("tiny", one.query, names, None)
+        assert record.n_prompt_tokens > 100
+        assert len(record.log_likelihoods) == len(record.probabilities) == len(names)
+        assert sum(record.probabilities) == pytest.approx(1, abs=1e-5)
+        top = sorted(record.probabilities)[-2:]
+        assert record.uncertainty == pytest.approx(top[1] - top[0], abs=1e-6)
+        assert record.uncertain is True, "tau is above 1"
+        assert record.pick_base == names[int(np.argmax(record.log_likelihoods))] and record.pick in names
+        assert record.text_base is not None
+        assert record.reverted is False
+        if form == "keys":
+            assert record.base_calls[0]["name"] == record.pick_base
+        assert all(getattr(record, name) is None for name in LABELS) == (one.gold is None)
+        assert "<|im_end|>" not in to_json(record), "stops are no text"
+        base_stages = {"score", "answer"} if method == "base" else {"score", "base_answer", "synthesize"}
+        assert base_stages <= record.seconds.keys() and all(value > 0 for value in record.seconds.values())
+        if record.adapted:
+            assert record.seconds.keys() == base_stages | {"adapt", "answer"}
+            assert record.calls == record.adapted_calls and record.text_adapted is not None
+            assert sum(pair["accepted"] for pair in record.synthetic) == 1 and record.reason is None
+            assert len(record.losses) == 3 and record.losses[0] == record.losses[1] > record.losses[2]
+        else:
+            assert (record.calls, record.pick) == (record.base_calls, record.pick_base)
+            assert record.losses == [] and record.text_adapted is None and record.adapted_calls is None
+    adapted = sum(record.adapted for record in found)
+    assert (adapted == 0) == (method == "base")
+    assert (summary["n"], summary["failed"], summary["uncertain"], summary["adapted"]) == (7, 0, 7, adapted)
+    assert {"f1", "f1_base", "compile_seconds"} <= summary.keys()
+
+
+def test_methods_and_scopes_share_all_that_comes_before_they_differ():
+    same = ("log_likelihoods", "uncertainty", "pick_base", "text_base", "base_calls")
+    for form in ("keys", "free"):
+        groups = [result(*kind).records for kind in KINDS if kind[0] == form]
+        for alike in zip(*groups, strict=True):
+            assert len({to_json(Record("", "", "", **{name: getattr(r, name) for name in same})) for r in alike}) == 1
+
+
+def test_adapting_changes_answers():
+    changed = [r for kind in KINDS for r in result(*kind).records if r.adapted and r.text_adapted != r.text_base]
+    assert len(changed) > 3
+
+
+def test_the_base_is_neither_changed_nor_deleted():
+    before = jax.tree.map(lambda x: np.array(x), MODEL.params)
+    records(TASK, "keys", "suffix")
+    records(TASK, "free", "all")
+    jax.tree.map(lambda x, y: np.testing.assert_array_equal(np.asarray(x), y), MODEL.params, before)
+    assert not any(leaf.is_deleted() for leaf in jax.tree.leaves(MODEL.params))
+
+
+@pytest.mark.parametrize("scope", ["suffix", "all"])
+def test_labels_decide_nothing(scope):
+    expected = result("keys", scope, "tt-si").records
+    stripped = task_of(*(replace(one, gold=None) for one in EXAMPLES))
+    swapped = task_of(*(replace(one, gold=(GoldCall("ping", {"x": (1,)}),)) for one in EXAMPLES))
+    for task in (stripped, swapped):
+        for own, theirs in zip(records(task, "keys", scope), expected, strict=True):
+            blank = dict.fromkeys(LABELS)
+            assert to_json(replace(timeless(own), **blank)) == to_json(replace(timeless(theirs), **blank))
+
+
+# Who shares a wave, and when, does not matter.
+
+
+@pytest.mark.parametrize("kind", KINDS[:4], ids="-".join)
+def test_mates_and_order_change_nothing(kind):
+    expected = untimed(result(*kind).records)
+    assert untimed(records(task_of(*EXAMPLES[::-1]), *kind)) == expected
+    for one in (EXAMPLES[1], EXAMPLES[4]):
+        assert untimed(records(task_of(one), *kind)) == {one.id: expected[one.id]}
+
+
+def test_another_wave_size_changes_only_roundings(usual):
+    found = untimed(records(wave=2))
+    assert found.keys() == usual.keys()
+    for id, record in found.items():
+        for name in [field.name for field in fields(Record)]:
+            own, theirs = getattr(record, name), getattr(usual[id], name)
+            if name in ("log_likelihoods", "probabilities", "uncertainty", "losses"):
+                np.testing.assert_allclose(own, theirs, atol=1e-4)
+            else:
+                assert own == theirs, name
+
+
+def test_the_first_cycle_and_later_ones_are_alike(usual):
+    one = Loop(MODEL, settings(), lambda stage, done, known: None)
+    for _ in range(3):
+        assert untimed(one.records("tiny", EXAMPLES)) == usual
+
+
+def test_another_seed_writes_other_requests(usual):
+    found = untimed(records(seed=1))
+    assert [r.synthetic for r in found.values()] != [r.synthetic for r in usual.values()]
+    assert [r.log_likelihoods for r in found.values()] == [r.log_likelihoods for r in usual.values()]
+
+
+# Gate.
+
+
+@pytest.mark.parametrize(("select", "wanted"), [("uncertain", {True}), ("certain", {False}), ("all", {True, False})])
+def test_the_gate_selects(usual, tau, select, wanted):
+    found = untimed(records(**gate(tau=tau, select=select)))
+    assert sum(record.uncertain for record in found.values()) == 4
+    for id, record in found.items():
+        assert record.uncertain == (record.uncertainty < tau)
+        if record.uncertain in wanted:
+            assert record == replace(usual[id], uncertain=record.uncertain)
+        else:
+            assert not record.adapted and record.synthetic == [] and record.reason is None
+            assert (record.pick, record.calls) == (usual[id].pick_base, usual[id].base_calls)
+
+
+def test_scores_may_be_means(usual):
+    for record in records(**gate(score="mean"), method="base"):
+        lengths = [len(MODEL.tokenizer.encode(f'{name}"')) for name in record.candidates]
+        np.testing.assert_allclose(
+            record.log_likelihoods, np.array(usual[record.id].log_likelihoods) / lengths, rtol=1e-5
+        )
+
+
+# Synthesis.
+
+
+def test_pairs_are_recorded_with_their_reasons():
+    synthesis = SynthesisConfig(form="pair", k=2)
+    found = records(TASK, "free", "suffix", synthesis=synthesis)
+    reasons = {pair["reason"] for record in found for pair in record.synthetic}
+    assert {None, "the request repeats another one"} < reasons
+    for record in found:
+        accepted = [pair for pair in record.synthetic if pair["accepted"]]
+        assert all(pair["accepted"] == (pair["reason"] is None) for pair in record.synthetic)
+        assert len(record.synthetic) <= 6 and (len(record.synthetic) == 6 or len(accepted) == 2)
+        assert len({pair["query"] for pair in accepted}) == len(accepted)
+        assert record.adapted == bool(accepted) and len(record.losses) == 3 * len(accepted)
+        if not accepted:
+            assert record.reason == "no usable pair in 6 tries" and record.calls == record.base_calls
+
+
+def test_two_pairs_train_in_turn():
+    found = records(synthesis=replace(settings().synthesis, k=2, temperature=1.5))
+    both = [record for record in found if sum(pair["accepted"] for pair in record.synthetic) == 2]
+    assert both
+    for record in both:
+        assert len(record.losses) == 6 and record.losses[0] != record.losses[1]
+
+
+def test_no_usable_pair_keeps_the_bases_answer(monkeypatch, usual):
+    monkeypatch.setattr(loop, "read_request", lambda text: "")
+    for record in records():
+        assert (record.adapted, record.reason) == (False, "no usable pair in 3 tries")
+        assert [pair["reason"] for pair in record.synthetic] == ["the request is empty"] * 3
+        assert record.calls == record.base_calls == usual[record.id].base_calls
+
+
+def test_a_request_that_does_not_fit_is_dropped(monkeypatch):
+    monkeypatch.setattr(loop, "read_request", lambda text: "€ " * 200)
+    [record] = records(task_of(EXAMPLES[0]))
+    assert {pair["reason"] for pair in record.synthetic} == {"the request is too long"}
+
+
+@pytest.mark.parametrize("form", ["request", "pair"])
+def test_a_request_that_the_template_refuses_is_dropped(monkeypatch, form):
+    model = with_template("{% if m['content'] == 'no' %}{{ raise_exception('not that') }}{% endif %}")
+    monkeypatch.setattr(loop, "read_request", lambda text: "no")
+    monkeypatch.setattr(loop, "read_pair", lambda text: Synthetic("no", (Call("add", {"a": 1, "b": 2}),)))
+    synthesis = replace(settings().synthesis, form=form)
+    [record] = run(model, task_of(EXAMPLES[0]), settings(synthesis=synthesis)).records
+    assert record.error is None and record.calls == record.base_calls
+    assert [pair["reason"].rpartition(": ")[2] for pair in record.synthetic] == ["not that"] * 3
+
+
+def test_a_pair_that_does_not_fit_the_context_is_dropped(monkeypatch):
+    long = Synthetic("long " * 2000, (Call("add", {"a": 1, "b": 2}),))
+    monkeypatch.setattr(loop, "read_pair", lambda text: long)
+    [record] = records(task_of(EXAMPLES[0]), synthesis=replace(settings().synthesis, form="pair"))
+    assert {pair["reason"] for pair in record.synthetic} == {"the pair does not fit the model's context"}
+
+
+# Inputs that cannot run, and training that fails.
+
+
+def with_template(check: str):
+    """The model, with a statement about a message `m` before each turn of its chat template."""
+    tokenizer = copy.deepcopy(MODEL.tokenizer)
+    start = "{% for m in messages %}"
+    tokenizer.chat_template = tokenizer.chat_template.replace(start, start + check)
+    return MODEL._replace(tokenizer=tokenizer)
+
+
+def test_inputs_that_cannot_run_are_named_and_the_others_do(usual):
+    model = with_template("{% if 'refuse me' in m['content'] %}{{ raise_exception('refused') }}{% endif %}")
+    bad = {
+        "empty": (example("empty", "hi", ()), "no candidate function"),
+        "long": (example("long", "€ " * 3000), "the model's context is 4096"),
+        "refused": (example("refused", "refuse me"), "refuses input 'refused'"),
+    }
+    mixed = task_of(bad["empty"][0], *EXAMPLES[:3], bad["long"][0], *EXAMPLES[3:], bad["refused"][0])
+    found, summary = run(model, mixed, settings())
+    assert [record.id for record in found] == [one.id for one in mixed.examples]
+    for record in found:
+        if record.id in bad:
+            assert bad[record.id][1] in record.error
+            assert record.calls is None and record.seconds == {} and record.query == bad[record.id][0].query
+        else:
+            assert timeless(record) == usual[record.id]
+    assert (summary["n"], summary["failed"]) == (10, 3)
+
+
+def test_an_input_with_one_candidate_is_certain():
+    found, summary = run(MODEL, task_of(example("one", "hi", (ADD,))), settings(**gate(tau=0.95)))
+    assert found[0].uncertainty == 1.0 and found[0].uncertain is False and found[0].pick == "add"
+    assert found[0].probabilities == [1.0] and summary["one_candidate"] == 1
+
+
+def test_training_that_diverges_keeps_the_base_and_leaves_the_neighbours_alone():
+    marked = replace(EXAMPLES[1], tools=(ADD, MARKED))
+    task = task_of(EXAMPLES[0], marked, *EXAMPLES[2:4])
+    expected = untimed(records(task, "keys", "all"))
+    found = untimed(
+        records(task, "keys", "all", adapt=replace(settings(scope="all").adapt, rule="tiny_runs:diverging"))
+    )
+    assert expected[marked.id].adapted
+    for id, record in found.items():
+        if id == marked.id:
+            assert (record.adapted, record.reason) == (False, "training diverged: a loss or a score is not finite")
+            assert (record.calls, record.pick) == (record.base_calls, record.pick_base)
+            assert np.isnan(record.losses).all() and record.error is None
+        else:
+            assert record.adapted == expected[id].adapted
+            np.testing.assert_allclose(record.losses, expected[id].losses, atol=1e-4)
+            assert record.adapted_calls == expected[id].adapted_calls
+
+
+def test_a_score_that_is_not_finite_is_an_error_of_its_input(monkeypatch, usual):
+    score = loop.Waves.score
+
+    def broken(self, rows, names, adapted=None):
+        scores = score(self, rows, names, adapted)
+        return [own * np.nan if len(own) == 3 else own for own in scores]
+
+    monkeypatch.setattr(loop.Waves, "score", broken)
+    for record in records():
+        if len(record.candidates) == 3:
+            assert record.error == "the model gives a score that is not finite"
+        else:
+            assert timeless(record) == usual[record.id]
+
+
+# Programs.
+
+
+def programs() -> dict[str, int]:
+    jitted = (score_wave, decode_wave, prefill_wave, adaptation.adapt_wave, adaptation._init_adapters)
+    return {program.__name__: program._cache_size() for program in jitted}
+
+
+def test_other_inputs_and_settings_of_the_same_shapes_compile_nothing(usual):
+    before = programs()
+    assert before["score_wave"] > 0 and before["adapt_wave"] > 0
+    other = task_of(
+        *(replace(one, id=f"other {i}", messages=EXAMPLES[-1 - i].messages) for i, one in enumerate(EXAMPLES))
+    )
+    base = settings()
+    records(
+        other, **gate(tau=1.05), seed=7, adapt=replace(base.adapt, lr=1e-2),
+        synthesis=replace(base.synthesis, temperature=1.0, top_p=0.5, tries=2, max_tokens=6),
+        answer=replace(base.answer, value_tokens=3),
+    )  # fmt: skip
+    assert programs() == before
+
+
+# Names for objects.
+
+
+def test_an_estimator_of_ones_own():
+    found = records(task_of(*EXAMPLES[:2]), **gate(tau=0.5, estimator="tiny_runs:least"), method="base")
+    assert [(record.uncertainty, record.uncertain) for record in found] == [(0.0, True)] * 2
+
+
+def test_a_rule_and_a_loss_of_ones_own(usual):
+    """A ready-made `UpdateRule` has its own learning rate, here the usual one."""
+    adapt = replace(settings().adapt, rule="tiny_runs:READY_RULE", loss="ttsi_jax.rules:answer_cross_entropy", lr=9.0)
+    assert untimed(records(adapt=adapt)) == usual
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (gate(estimator="margn"), "unknown estimator 'margn'; did you mean 'margin'? Known: margin"),
+        ({"adapt": replace(settings().adapt, rule="sgd")}, "unknown update rule 'sgd'. Known: adamw"),
+        ({"adapt": replace(settings().adapt, loss="hinge")}, "unknown loss 'hinge'. Known: answer_cross_entropy"),
+        (
+            {"adapt": replace(settings().adapt, rule="tiny_runs:none")},
+            "update rule 'tiny_runs:none' cannot be imported",
+        ),
+        ({"wave": 0}, "--wave is 0; it must be at least 1"),
+    ],
+)
+def test_settings_that_cannot_be_are_refused_before_anything_is_written(tmp_path, changes, message):
+    with pytest.raises(InputError) as caught:
+        run(MODEL, TASK, settings(**changes), out=tmp_path / "run")
+    assert str(caught.value).startswith(message)
+    assert not (tmp_path / "run").exists()
+
+
+# Directories.
+
+
+def lines(path) -> list[str]:
+    """The run's records in their order, as JSON without their seconds."""
+    return [to_json(timeless(record)) for record in read_records(path / "records.jsonl")[0].values()]
+
+
+@pytest.fixture(scope="module")
+def gated(tau):
+    """A configuration in which some inputs are done early and others wait, and how often its run tells of progress."""
+    config, told = settings(**gate(tau=tau), wave=4), []
+    found = run(MODEL, TASK, config, progress=lambda *args: told.append(args)).records
+    return config, len(told), [to_json(timeless(record)) for record in found]
+
+
+def test_a_run_is_kept(tmp_path, gated):
+    config, _, expected = gated
+    path = tmp_path / "run"
+    found, summary = run(MODEL, TASK, config, out=path)
+    assert lines(path) == expected and list(read_records(path / "records.jsonl")[0].values()) == found
+    assert json.loads((path / "summary.json").read_text()) == summary
+    kept = json.loads((path / "config.json").read_text())
+    assert kept == {"model": "tiny", "checksum": MODEL.checksum, "task": "tiny", "inputs": fingerprint(TASK)} | (
+        config.to_dict()
+    )
+    assert json.loads((path / "environment.json").read_text())["python"]
+
+
+@pytest.mark.parametrize("share", [0.0, 0.3, 0.5, 0.8, 0.95])
+def test_an_interrupted_run_resumes_to_the_same_records(tmp_path, gated, share):
+    config, n_told, expected = gated
+    path, told = tmp_path / "run", []
+
+    def interrupt(*args):
+        told.append(args)
+        if len(told) == 1 + int(share * n_told):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(MODEL, TASK, config, out=path, progress=interrupt)
+    finished = (path / "records.jsonl").read_bytes()
+    assert not (path / "summary.json").exists()
+    assert {to_json(timeless(r)) for r in read_records(path / "records.jsonl")[0].values()} <= set(expected)
+    resumed = run(MODEL, TASK, config, out=path)
+    assert lines(path) == expected
+    assert set(finished.splitlines()) <= set((path / "records.jsonl").read_bytes().splitlines()), "done only once"
+    assert json.loads((path / "summary.json").read_text()) == resumed.summary
+
+
+def test_a_finished_run_is_read_and_not_done_again(tmp_path, gated, monkeypatch):
+    first = run(MODEL, TASK, gated[0], out=tmp_path)
+    content = (tmp_path / "records.jsonl").read_bytes()
+    monkeypatch.setattr(Loop, "records", None)
+    again = run(MODEL, TASK, gated[0], out=tmp_path)
+    assert again == first and (tmp_path / "records.jsonl").read_bytes() == content
+
+
+def test_failed_inputs_are_tried_again(tmp_path, usual):
+    model = with_template("{% if 'greet Bo' in m['content'] %}{{ raise_exception('not now') }}{% endif %}")
+    first = run(model, TASK, settings(), out=tmp_path)
+    assert first.summary["failed"] == 1
+    again = run(MODEL, TASK, settings(), out=tmp_path)
+    assert again.summary["failed"] == 0 and untimed(again.records) == usual
+
+
+@pytest.mark.parametrize(
+    ("task", "changes"),
+    [(TASK, {"seed": 1}), (TASK, gate(tau=0.5)), (task_of(*EXAMPLES[:2]), {}), (task_of(*EXAMPLES[::-1]), {})],
+)
+def test_another_run_in_the_directory_is_refused_and_left_as_it_is(tmp_path, gated, task, changes):
+    run(MODEL, TASK, settings(method="base"), out=tmp_path)
+    before = {file.name: file.read_bytes() for file in tmp_path.iterdir()}
+    with pytest.raises(InputError, match="holds a run with other settings"):
+        run(MODEL, task, settings(**({"method": "base"} | changes)), out=tmp_path)
+    assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == before
+
+
+def test_progress_tells_how_many_inputs_are_done_of_those_known():
+    told: dict[str, list[tuple[int, int]]] = {}
+    run(MODEL, TASK, settings(), progress=lambda stage, done, known: told.setdefault(stage, []).append((done, known)))
+    assert told.keys() == {"score", "synthesize", "adapt"}
+    for counts in told.values():
+        assert all(done <= known <= 7 for done, known in counts) and counts[-1][0] == counts[-1][1]
+        assert [done for done, _ in counts] == sorted(done for done, _ in counts)
+    assert told["score"][-1] == told["synthesize"][-1] == (7, 7)
+
+
+def test_a_dialogue_and_shapes_of_all_sizes_go_through_together():
+    turns = ({"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Tool result: 3"})
+    dialogue = Example("dialogue", turns, (ADD, GREET), None)
+    found = records(task_of(EXAMPLES[0], dialogue), method="base")
+    assert [record.error for record in found] == [None, None] and found[1].query == "Hi"

@@ -1,0 +1,188 @@
+"""Waves: prefixes computed once, rows that are what they would be alone, and arrays of few shapes."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from model.tiny import random_adapter
+from tiny_runs import EXAMPLES, settings, tiny_model
+
+from ttsi_jax import waves as module
+from ttsi_jax.answering import LINE, STRING, TEXT, Slot
+from ttsi_jax.inputs import prepare
+from ttsi_jax.model.decoder import forward, logits, tokens_after
+from ttsi_jax.model.generation import FORCED, Sampling
+from ttsi_jax.model.lora import LoraConfig
+from ttsi_jax.rules import adamw, answer_cross_entropy
+from ttsi_jax.tasks.prompts import PromptEncoder
+from ttsi_jax.waves import Adapted, Pair, Waves, bucket, candidate_shape, pad, training_shape
+
+E, N_STEPS = 4, 24  # as in the loop's tests, which then find these programs compiled
+MODEL = tiny_model()
+ENCODER = PromptEncoder(MODEL.tokenizer)
+DRAFTS = [prepare(one, "tiny", ENCODER, settings(), 4096) for one in EXAMPLES[:4]]  # inputs 0 and 1 share their prefix
+ROWS = [draft.row(draft.opened, draft.room) for draft in DRAFTS]
+NAMES = [draft.names for draft in DRAFTS]
+LORA = LoraConfig(rank=2)
+
+
+def waves(**more) -> Waves:
+    return Waves(MODEL, E, N_STEPS, **more)
+
+
+@pytest.mark.parametrize(("length", "size"), [(0, 16), (1, 16), (16, 16), (17, 32), (32, 32), (33, 64), (1000, 1024)])
+def test_buckets_double(length, size):
+    assert bucket(length, 16) == size
+
+
+@given(st.integers(0, 10**6), st.sampled_from([4, 16, 64, 512]))
+def test_a_bucket_is_the_smallest_that_holds_the_length(length, smallest):
+    size = bucket(length, smallest)
+    assert size >= length and size % smallest == 0 and (size == smallest or size // 2 < length)
+
+
+def test_shapes():
+    assert candidate_shape([[(1,), (1,) * 17], [(1,)] * 5]) == (8, 32)
+    pairs = [[Pair((1,) * 100, (1,) * 28)], [Pair((1,), (1,) * 65), Pair((1,), (1,))]]
+    assert training_shape([(1,), (1,) * 513], pairs) == (1024, 128, 128)
+
+
+def test_padding():
+    ids, lengths = pad([(5, 6), (7,)], (3, 4))
+    assert ids.tolist() == [[5, 6, 0, 0], [7, 0, 0, 0], [0, 0, 0, 0]] and lengths.tolist() == [2, 1, 0]
+
+
+# Scores are those of one plain forward pass over the whole prompt.
+
+
+@partial(jax.jit, static_argnames="n_base")
+def _next(ids, length, adapter, n_base):
+    """Log-probabilities after every token; the adapter acts from token `n_base` on."""
+    config, params = MODEL.config, MODEL.params
+    past = ()
+    if n_base:
+        _, past = forward(config, params, tokens_after(ids[:n_base], jnp.int32(n_base)))
+        past = (past,)
+    tokens = tokens_after(ids[n_base:], length - n_base, n_base)
+    hidden, _ = forward(config, params, tokens, past, adapter, LORA.scale)
+    return jax.nn.log_softmax(logits(config, params, hidden))
+
+
+def plain_scores(row, names, adapter=None, scope="all"):
+    n_base = len(row.prefix) if scope == "suffix" else 0
+    prompt, scores = row.prefix + row.suffix, []
+    for name in names:
+        ids = prompt + name
+        padded = jnp.zeros(320, jnp.int32).at[: len(ids)].set(jnp.asarray(ids))
+        after = _next(padded, jnp.int32(len(ids)), adapter, n_base)
+        scores.append(sum(float(after[len(prompt) - n_base + i - 1, t]) for i, t in enumerate(name)))
+    return scores
+
+
+def test_scores_are_those_of_the_whole_prompt():
+    for row, names, own in zip(ROWS, NAMES, waves().score(ROWS, NAMES), strict=True):
+        np.testing.assert_allclose(own, plain_scores(row, names), atol=1e-4)
+
+
+@pytest.mark.parametrize("scope", ["all", "suffix"])
+def test_adapted_scores_are_those_of_each_rows_own_adapter_in_its_scope(scope):
+    own_adapters = [random_adapter(MODEL.config, seed, LORA) for seed in range(E)]
+    adapters = jax.tree.map(lambda *x: jnp.stack(x), *own_adapters)
+    scores = waves().score(ROWS, NAMES, Adapted(adapters, LORA.scale, scope))
+    expected = [plain_scores(*each, scope) for each in zip(ROWS, NAMES, own_adapters, strict=True)]
+    for own, theirs in zip(scores, expected, strict=True):
+        np.testing.assert_allclose(own, theirs, atol=1e-4)
+    base = waves().score(ROWS, NAMES)
+    assert min(np.abs(a - b).max() for a, b in zip(scores, base, strict=True)) > 1e-2
+
+
+# Who shares a wave does not matter.
+
+
+@pytest.mark.parametrize("index", range(4))
+def test_a_row_scores_alone_as_among_others(index):
+    [alone] = waves().score(ROWS[index : index + 1], NAMES[index : index + 1])
+    np.testing.assert_array_equal(alone, waves().score(ROWS, NAMES)[index])
+    np.testing.assert_array_equal(alone, waves().score(ROWS[::-1], NAMES[::-1])[3 - index])
+
+
+def test_a_row_decodes_alone_as_among_others():
+    quote = ENCODER.fragment('"')
+    scripts = [
+        [Slot(TEXT, limit=N_STEPS)],
+        [Slot(FORCED, quote), Slot(STRING, limit=5), Slot(FORCED, quote), Slot(LINE, limit=3)],
+        [],
+        [Slot(LINE, limit=9)],
+    ]
+    warm = Sampling(0.9, 0.95)
+    together = waves().decode(ROWS, scripts, warm)
+    assert [len(said) for said in together] == [1, 2, 0, 1]
+    for index in range(4):
+        assert waves().decode([ROWS[index]], [scripts[index]], warm) == [together[index]]
+    again = [row._replace(key=jax.random.fold_in(row.key, 1)) for row in ROWS]
+    assert waves().decode(again, scripts, warm) != together, "another key writes something else"
+
+
+def test_a_row_trains_alone_as_among_others():
+    pairs = [[Pair(draft.opened, ENCODER.fragment("hello world"[: 5 + i]))] for i, draft in enumerate(DRAFTS)]
+    config = settings().adapt
+    train = lambda rows, own: waves().adapt(rows, own, 1, adamw(3e-2), answer_cross_entropy, config)  # noqa: E731
+    together, losses = train(ROWS, pairs)
+    assert losses.shape == (4, 3) and np.isfinite(losses).all() and (losses[:, 2] < losses[:, 0]).all()
+    for index in (0, 3):
+        alone, own_losses = train(ROWS[index : index + 1], pairs[index : index + 1])
+        np.testing.assert_array_equal(own_losses[0], losses[index])
+        jax.tree.map(lambda a, b, i=index: np.testing.assert_array_equal(a[0], b[i]), alone.adapters, together.adapters)
+    assert (together.scale, together.scope) == (8.0, "suffix")
+
+
+# Prefixes.
+
+
+@pytest.fixture
+def prefills(monkeypatch):
+    """The lengths of the prefixes that are computed, per call."""
+    calls, prefill = [], module.prefill_wave
+
+    def counted(config, params, ids, lengths):
+        calls.append([length for length in lengths.tolist() if length])
+        return prefill(config, params, ids, lengths)
+
+    monkeypatch.setattr(module, "prefill_wave", counted)
+    return calls
+
+
+def test_each_distinct_prefix_is_computed_once(prefills):
+    kept = waves()
+    lengths = [len(DRAFTS[i].prefix) for i in (0, 2, 3)]
+    assert DRAFTS[0].prefix == DRAFTS[1].prefix
+    kept.score(ROWS, NAMES)
+    assert prefills == [lengths]
+    kept.decode(ROWS, [[Slot(LINE, limit=2)]] * 4)
+    kept.score(ROWS[::-1], NAMES[::-1])
+    assert prefills == [lengths]
+
+
+def test_prefixes_are_kept_within_their_memory_and_the_least_recently_used_go_first(prefills):
+    one, two, three = (ROWS[i : i + 1] for i in (0, 2, 3))
+    kept = waves()
+    kept.score(one, NAMES[:1])
+    size = sum(leaf.nbytes for leaf in jax.tree.leaves(kept._prefixes[one[0].prefix]))
+    kept = waves(prefix_memory=2.5 * size / 2**30)
+    prefills.clear()
+    for row in (one, two, one, three, one):  # the third pushes out the second, which was used before the first
+        kept.score(row, NAMES[:1])
+    assert [length for call in prefills for length in call] == [len(row[0].prefix) for row in (one, two, three)]
+    kept.score(two, NAMES[:1])
+    assert len(prefills) == 4 and len(kept._prefixes) == 2
+
+
+def test_a_wave_may_have_more_prefixes_than_memory_keeps(prefills):
+    small = waves(prefix_memory=1e-9)
+    for own, theirs in zip(small.score(ROWS, NAMES), waves().score(ROWS, NAMES), strict=True):
+        np.testing.assert_array_equal(own, theirs)
+    assert len(small._prefixes) == 1
