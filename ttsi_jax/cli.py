@@ -57,7 +57,10 @@ class Run(RunConfig):
 
     def directory(self) -> Path:
         settings = json.dumps([self.model, self.task, self.limit, self.dtype, self.config().to_dict()], sort_keys=True)
-        names = (Path(self.task).stem, Path(self.model).stem, self.method)
+        names = (
+            *(re.sub(r"\.(jsonl?|gguf)$", "", Path(source).name) for source in (self.task, self.model)),
+            self.method,
+        )
         words = [re.sub(r"\W+", "-", name).strip("-") for name in names]
         return self.out or Path("runs", ".".join([*words, hashlib.sha256(settings.encode()).hexdigest()[:8]]))
 
