@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from model.tiny import padded, pair, random_ids, row, sequence, stack, tiny_model
 
+from model.tiny import padded, pair, random_ids, row, sequence, stack, tiny_model
 from ttsi_jax.adaptation import AdaptConfig, adapt_wave, init_wave, training_chunk
 from ttsi_jax.model.decoder import forward, logits
 from ttsi_jax.model.lora import LoraConfig
@@ -70,8 +70,9 @@ def change(adapters, index):
 @pytest.mark.parametrize("variant", ["llama", "gemma3"])
 def test_losses_and_adapters_are_those_of_peft(references, variant, lr):
     torch = pytest.importorskip("torch")
-    from model.reference import peft_modules, with_peft
     from transformers import get_cosine_schedule_with_warmup
+
+    from model.reference import peft_modules, with_peft
 
     theirs, ours = references(variant)
     rule, n_steps = adamw(lr), jnp.asarray([5])
@@ -80,9 +81,12 @@ def test_losses_and_adapters_are_those_of_peft(references, variant, lr):
     weights = [weight for weight in peft.parameters() if weight.requires_grad]
     optimizer = torch.optim.AdamW(weights, lr=lr, weight_decay=0.0)
     schedule = get_cosine_schedule_with_warmup(optimizer, math.ceil(0.03 * 5), 5)
+    # AdamW divides each gradient by its own size, so where that is nearly zero rounding decides; sequences of this
+    # length leave no such element here.
+    pairs = [(random_ids(k, 44), random_ids(k + 5, 40)) for k in range(K)]
     expected = []
     for step in range(5):
-        prompt, answer = PAIRS[0][step % K]
+        prompt, answer = pairs[step % K]
         labels = torch.tensor([[-100] * len(prompt) + answer])
         loss = peft(torch.tensor([prompt + answer]), labels=labels).loss
         loss.backward()
@@ -93,15 +97,15 @@ def test_losses_and_adapters_are_those_of_peft(references, variant, lr):
         expected.append(loss.item())
 
     found, losses = adapt_wave(
-        ours.config, ours.params, rule.step, answer_cross_entropy, adapters, states, row(batches(), 0), N_PAIRS[:1],
-        n_steps, KEYS[:1], max_steps=5, scale=LORA.scale, chunk=1,
+        ours.config, ours.params, rule.step, answer_cross_entropy, adapters, states,
+        stack([stack([pair(*own, 96, 48) for own in pairs])]), N_PAIRS[:1], n_steps, KEYS[:1],
+        max_steps=5, scale=LORA.scale, chunk=1,
     )  # fmt: skip
     np.testing.assert_allclose(losses[0], expected, rtol=0, atol=1e-4)
     for layer, name, module in peft_modules(peft):
         for factor, linear in zip(found[layer][name], (module.lora_A, module.lora_B), strict=True):
             distance = np.abs(factor[0] - linear["default"].weight.detach().numpy().T)
-            # AdamW divides each gradient by its own size: where that is nearly zero, rounding decides.
-            assert np.quantile(distance, 0.99) < 1e-2 * lr and distance.max() < 0.05 * lr
+            assert distance.max() < 1e-4
     if lr > 1e-3:
         assert expected[-1] < expected[0] - 0.1
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
-from tiny_runs import ADD, GREET, PING, tiny_model, tool
 
+from tiny_runs import ADD, GREET, PING, tiny_model, tool
 from ttsi_jax.answering import (
     BOOLEAN,
     INTEGER,

@@ -9,9 +9,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from tiny_runs import EXAMPLES, timeless, write_model
 
 import ttsi_jax
+from tiny_runs import EXAMPLES, timeless, write_model
 from ttsi_jax import cli
 from ttsi_jax.cli import main
 from ttsi_jax.runs.directory import read_records

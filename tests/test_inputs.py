@@ -6,8 +6,8 @@ from dataclasses import replace
 import jax
 import numpy as np
 import pytest
-from tiny_runs import ADD, EXAMPLES, GREET, PING, example, settings, tiny_model
 
+from tiny_runs import ADD, EXAMPLES, GREET, PING, example, settings, tiny_model
 from ttsi_jax.inputs import Draft, example_key, next_wave, plain, prepare, read_plain
 from ttsi_jax.runs.record import Record
 from ttsi_jax.tasks import Call, GoldCall

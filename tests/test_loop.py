@@ -1,21 +1,31 @@
 """The whole loop with a small random model: complete records that depend on their own input alone."""
 
-import copy
-import json
 from dataclasses import fields, replace
 from functools import lru_cache
 
 import jax
 import numpy as np
 import pytest
-from tiny_runs import ADD, EXAMPLES, GREET, MARKED, TASK, example, settings, timeless, tiny_model
 
+from tiny_runs import (
+    ADD,
+    EXAMPLES,
+    GREET,
+    MARKED,
+    TASK,
+    example,
+    gate,
+    settings,
+    task_of,
+    timeless,
+    tiny_model,
+    untimed,
+    with_template,
+)
 from ttsi_jax import adaptation, loop
-from ttsi_jax.errors import InputError
-from ttsi_jax.loop import Loop, fingerprint, run
+from ttsi_jax.loop import Loop, run
 from ttsi_jax.model.generation import decode_wave
 from ttsi_jax.model.scoring import prefill_wave, score_wave
-from ttsi_jax.runs.directory import read_records
 from ttsi_jax.runs.record import Record, to_json
 from ttsi_jax.synthesis import SynthesisConfig, Synthetic
 from ttsi_jax.tasks import Call, Example, GoldCall, Task
@@ -36,14 +46,6 @@ def records(task: Task = TASK, *kind: str, **changes) -> list[Record]:
     return run(MODEL, task, settings(*kind, **changes)).records
 
 
-def task_of(*examples: Example) -> Task:
-    return Task("tiny", examples)
-
-
-def untimed(found) -> dict[str, Record]:
-    return {record.id: timeless(record) for record in found}
-
-
 @pytest.fixture(scope="module")
 def usual() -> dict[str, Record]:
     """Records of the usual run, keys and suffix, without their seconds."""
@@ -55,10 +57,6 @@ def tau(usual) -> float:
     """Four of the seven inputs are less certain than this."""
     certainties = sorted(record.uncertainty for record in usual.values())
     return (certainties[3] + certainties[4]) / 2
-
-
-def gate(**changes):
-    return {"gate": replace(settings().gate, **changes)}
 
 
 # Records.
@@ -112,6 +110,20 @@ def test_methods_and_scopes_share_all_that_comes_before_they_differ():
 def test_adapting_changes_answers():
     changed = [r for kind in KINDS for r in result(*kind).records if r.adapted and r.text_adapted != r.text_base]
     assert len(changed) > 3
+
+
+def test_the_final_pick_is_the_adapted_scores(monkeypatch, usual):
+    score = loop.Waves.score
+
+    def last_is_best(self, rows, names, adapted=None):
+        scores = score(self, rows, names, adapted)
+        return [np.arange(len(own), dtype=np.float32) for own in scores] if adapted else scores
+
+    monkeypatch.setattr(loop.Waves, "score", last_is_best)
+    for record in records():
+        if record.adapted:
+            assert record.pick == record.adapted_calls[0]["name"] == record.candidates[-1]
+            assert record.pick_base == usual[record.id].pick_base
 
 
 def test_the_base_is_neither_changed_nor_deleted():
@@ -253,14 +265,6 @@ def test_a_pair_that_does_not_fit_the_context_is_dropped(monkeypatch):
 # Inputs that cannot run, and training that fails.
 
 
-def with_template(check: str):
-    """The model, with a statement about a message `m` before each turn of its chat template."""
-    tokenizer = copy.deepcopy(MODEL.tokenizer)
-    start = "{% for m in messages %}"
-    tokenizer.chat_template = tokenizer.chat_template.replace(start, start + check)
-    return MODEL._replace(tokenizer=tokenizer)
-
-
 def test_inputs_that_cannot_run_are_named_and_the_others_do(usual):
     model = with_template("{% if 'refuse me' in m['content'] %}{{ raise_exception('refused') }}{% endif %}")
     bad = {
@@ -343,129 +347,7 @@ def test_other_inputs_and_settings_of_the_same_shapes_compile_nothing(usual):
     assert programs() == before
 
 
-# Names for objects.
-
-
-def test_an_estimator_of_ones_own():
-    found = records(task_of(*EXAMPLES[:2]), **gate(tau=0.5, estimator="tiny_runs:least"), method="base")
-    assert [(record.uncertainty, record.uncertain) for record in found] == [(0.0, True)] * 2
-
-
-def test_a_rule_and_a_loss_of_ones_own(usual):
-    """A ready-made `UpdateRule` has its own learning rate, here the usual one."""
-    adapt = replace(settings().adapt, rule="tiny_runs:READY_RULE", loss="ttsi_jax.rules:answer_cross_entropy", lr=9.0)
-    assert untimed(records(adapt=adapt)) == usual
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        (gate(estimator="margn"), "unknown estimator 'margn'; did you mean 'margin'? Known: margin"),
-        ({"adapt": replace(settings().adapt, rule="sgd")}, "unknown update rule 'sgd'. Known: adamw"),
-        ({"adapt": replace(settings().adapt, loss="hinge")}, "unknown loss 'hinge'. Known: answer_cross_entropy"),
-        (
-            {"adapt": replace(settings().adapt, rule="tiny_runs:none")},
-            "update rule 'tiny_runs:none' cannot be imported",
-        ),
-        ({"wave": 0}, "--wave is 0; it must be at least 1"),
-    ],
-)
-def test_settings_that_cannot_be_are_refused_before_anything_is_written(tmp_path, changes, message):
-    with pytest.raises(InputError) as caught:
-        run(MODEL, TASK, settings(**changes), out=tmp_path / "run")
-    assert str(caught.value).startswith(message)
-    assert not (tmp_path / "run").exists()
-
-
-# Directories.
-
-
-def lines(path) -> list[str]:
-    """The run's records in their order, as JSON without their seconds."""
-    return [to_json(timeless(record)) for record in read_records(path / "records.jsonl")[0].values()]
-
-
-@pytest.fixture(scope="module")
-def gated(tau):
-    """A configuration in which some inputs are done early and others wait, and how often its run tells of progress."""
-    config, told = settings(**gate(tau=tau), wave=4), []
-    found = run(MODEL, TASK, config, progress=lambda *args: told.append(args)).records
-    return config, len(told), [to_json(timeless(record)) for record in found]
-
-
-def test_a_run_is_kept(tmp_path, gated):
-    config, _, expected = gated
-    path = tmp_path / "run"
-    found, summary = run(MODEL, TASK, config, out=path)
-    assert lines(path) == expected and list(read_records(path / "records.jsonl")[0].values()) == found
-    assert json.loads((path / "summary.json").read_text()) == summary
-    kept = json.loads((path / "config.json").read_text())
-    assert kept == {"model": "tiny", "checksum": MODEL.checksum, "task": "tiny", "inputs": fingerprint(TASK)} | (
-        config.to_dict()
-    )
-    assert json.loads((path / "environment.json").read_text())["python"]
-
-
-@pytest.mark.parametrize("share", [0.0, 0.3, 0.5, 0.8, 0.95])
-def test_an_interrupted_run_resumes_to_the_same_records(tmp_path, gated, share):
-    config, n_told, expected = gated
-    path, told = tmp_path / "run", []
-
-    def interrupt(*args):
-        told.append(args)
-        if len(told) == 1 + int(share * n_told):
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        run(MODEL, TASK, config, out=path, progress=interrupt)
-    finished = (path / "records.jsonl").read_bytes()
-    assert not (path / "summary.json").exists()
-    assert {to_json(timeless(r)) for r in read_records(path / "records.jsonl")[0].values()} <= set(expected)
-    resumed = run(MODEL, TASK, config, out=path)
-    assert lines(path) == expected
-    assert set(finished.splitlines()) <= set((path / "records.jsonl").read_bytes().splitlines()), "done only once"
-    assert json.loads((path / "summary.json").read_text()) == resumed.summary
-
-
-def test_a_finished_run_is_read_and_not_done_again(tmp_path, gated, monkeypatch):
-    first = run(MODEL, TASK, gated[0], out=tmp_path)
-    content = (tmp_path / "records.jsonl").read_bytes()
-    monkeypatch.setattr(Loop, "records", None)
-    again = run(MODEL, TASK, gated[0], out=tmp_path)
-    assert again == first and (tmp_path / "records.jsonl").read_bytes() == content
-
-
-def test_failed_inputs_are_tried_again(tmp_path, usual):
-    model = with_template("{% if 'greet Bo' in m['content'] %}{{ raise_exception('not now') }}{% endif %}")
-    first = run(model, TASK, settings(), out=tmp_path)
-    assert first.summary["failed"] == 1
-    again = run(MODEL, TASK, settings(), out=tmp_path)
-    assert again.summary["failed"] == 0 and untimed(again.records) == usual
-
-
-@pytest.mark.parametrize(
-    ("task", "changes"),
-    [(TASK, {"seed": 1}), (TASK, gate(tau=0.5)), (task_of(*EXAMPLES[:2]), {}), (task_of(*EXAMPLES[::-1]), {})],
-)
-def test_another_run_in_the_directory_is_refused_and_left_as_it_is(tmp_path, gated, task, changes):
-    run(MODEL, TASK, settings(method="base"), out=tmp_path)
-    before = {file.name: file.read_bytes() for file in tmp_path.iterdir()}
-    with pytest.raises(InputError, match="holds a run with other settings"):
-        run(MODEL, task, settings(**({"method": "base"} | changes)), out=tmp_path)
-    assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == before
-
-
-def test_progress_tells_how_many_inputs_are_done_of_those_known():
-    told: dict[str, list[tuple[int, int]]] = {}
-    run(MODEL, TASK, settings(), progress=lambda stage, done, known: told.setdefault(stage, []).append((done, known)))
-    assert told.keys() == {"score", "synthesize", "adapt"}
-    for counts in told.values():
-        assert all(done <= known <= 7 for done, known in counts) and counts[-1][0] == counts[-1][1]
-        assert [done for done, _ in counts] == sorted(done for done, _ in counts)
-    assert told["score"][-1] == told["synthesize"][-1] == (7, 7)
-
-
-def test_a_dialogue_and_shapes_of_all_sizes_go_through_together():
+def test_a_dialogue_that_the_assistant_ends_goes_through():
     turns = ({"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Tool result: 3"})
     dialogue = Example("dialogue", turns, (ADD, GREET), None)
     found = records(task_of(EXAMPLES[0], dialogue), method="base")

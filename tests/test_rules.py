@@ -7,8 +7,8 @@ import optax
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from model.tiny import VOCABULARY, pair, random_adapter, random_ids, tiny_model
 
+from model.tiny import VOCABULARY, pair, random_adapter, random_ids, tiny_model
 from ttsi_jax.adaptation import Outputs
 from ttsi_jax.model.lora import LowRank
 from ttsi_jax.rules import LOSSES, RULES, adamw, answer_cross_entropy, optax_rule, warmup_cosine

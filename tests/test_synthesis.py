@@ -3,8 +3,8 @@
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tiny_runs import ADD, GREET, ORDER
 
+from tiny_runs import ADD, GREET, ORDER
 from ttsi_jax.synthesis import Synthetic, check_pair, read_pair, read_request
 from ttsi_jax.tasks import Call
 

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from model.tiny import random_adapter
 from tiny_runs import EXAMPLES, settings, tiny_model
-
 from ttsi_jax import waves as module
 from ttsi_jax.answering import LINE, STRING, TEXT, Slot
 from ttsi_jax.inputs import prepare

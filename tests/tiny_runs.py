@@ -6,9 +6,11 @@ own, and then stops. Which one depends on the prompt, on the adapter and on samp
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import signal
+from collections.abc import Iterable
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
@@ -17,10 +19,10 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
-from checkpoints.tiny_models import SPECIAL, hf_settings, hf_tensors, write_hf
 from tokenizers import Tokenizer, decoders, pre_tokenizers, trainers
 from tokenizers.models import BPE
 
+from checkpoints.tiny_models import SPECIAL, hf_settings, hf_tensors, write_hf
 from ttsi_jax.adaptation import AdaptConfig, UpdateRule
 from ttsi_jax.answering import AnswerConfig
 from ttsi_jax.checkpoints import LanguageModel, load_model
@@ -144,8 +146,29 @@ def settings(form: str = "keys", scope: str = "suffix", method: str = "tt-si", *
     return replace(config, **changes)
 
 
+def gate(**changes: Any) -> dict[str, GateConfig]:
+    """The gate of `settings` with changes, as an argument of `settings`."""
+    return {"gate": replace(settings().gate, **changes)}
+
+
+def task_of(*examples: Example) -> Task:
+    return Task("tiny", examples)
+
+
+def with_template(check: str) -> LanguageModel:
+    """The model, with a statement about a message `m` before each turn of its chat template."""
+    tokenizer = copy.deepcopy(tiny_model().tokenizer)
+    start = "{% for m in messages %}"
+    tokenizer.chat_template = tokenizer.chat_template.replace(start, start + check)
+    return tiny_model()._replace(tokenizer=tokenizer)
+
+
 def timeless(record: Record) -> Record:
     return replace(record, seconds={})
+
+
+def untimed(found: Iterable[Record]) -> dict[str, Record]:
+    return {record.id: timeless(record) for record in found}
 
 
 # What tests name as `tiny_runs:object`.

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from model.tiny import VARIANTS
 
+from model.tiny import VARIANTS
 from ttsi_jax.checkpoints.config import FAMILIES, from_gguf, from_hf
 from ttsi_jax.errors import ModelFileError
 from ttsi_jax.model.config import Rope

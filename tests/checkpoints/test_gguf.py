@@ -10,8 +10,8 @@ import pytest
 from gguf import GGMLQuantizationType as Kind
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from tiny_models import gguf_tensors, hf_settings, hf_tensors, write_gguf
 
+from checkpoints.tiny_models import gguf_tensors, hf_settings, hf_tensors, write_gguf
 from ttsi_jax.checkpoints import load_model
 from ttsi_jax.checkpoints.gguf import GgufFile
 from ttsi_jax.checkpoints.hub import ALIASES

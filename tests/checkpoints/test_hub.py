@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 from huggingface_hub.errors import LocalEntryNotFoundError
 from huggingface_hub.utils import filter_repo_objects
-from tiny_models import hf_settings, hf_tensors, write_hf
 
+from checkpoints.tiny_models import hf_settings, hf_tensors, write_hf
 from ttsi_jax.checkpoints import describe_models, hub, load_model
 from ttsi_jax.checkpoints.config import FAMILIES
 from ttsi_jax.errors import ModelFileError

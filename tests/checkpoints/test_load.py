@@ -11,7 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
-from tiny_models import (
+
+from checkpoints.tiny_models import (
     FAMILIES,
     TOKENS,
     as_bfloat16,
@@ -22,7 +23,6 @@ from tiny_models import (
     write_gguf,
     write_hf,
 )
-
 from ttsi_jax.checkpoints import load, load_model
 from ttsi_jax.checkpoints.config import from_hf
 from ttsi_jax.checkpoints.names import gguf_slots, hf_slots

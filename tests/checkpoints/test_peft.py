@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
-from tiny_models import hf_settings, hf_tensors, write_hf
 
+from checkpoints.tiny_models import hf_settings, hf_tensors, write_hf
 from ttsi_jax.checkpoints import load_peft, save_peft
 from ttsi_jax.checkpoints.config import from_hf
 from ttsi_jax.errors import ModelFileError

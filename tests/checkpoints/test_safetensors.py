@@ -8,8 +8,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import save_file
-from tiny_models import hf_settings, hf_tensors, write_hf
 
+from checkpoints.tiny_models import hf_settings, hf_tensors, write_hf
 from ttsi_jax.checkpoints import load_model
 from ttsi_jax.checkpoints.safetensors import SafetensorsFiles, open_checkpoint
 from ttsi_jax.errors import ModelFileError

@@ -3,9 +3,9 @@
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny_models import MERGES, TEMPLATE, TOKENS, tokenizer_metadata
 from transformers import Qwen2Tokenizer
 
+from checkpoints.tiny_models import MERGES, TEMPLATE, TOKENS, tokenizer_metadata
 from ttsi_jax.checkpoints.gguf import GgufFile
 from ttsi_jax.checkpoints.hub import ALIASES
 from ttsi_jax.checkpoints.tokenizer import _PRE, stop_ids, tokenizer_from_gguf

@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from checkpoints.tiny_models import write_tokenizer
 
+from checkpoints.tiny_models import write_tokenizer
 from model.tiny import VARIANTS
 from ttsi_jax.model.lora import Adapter, LoraConfig
 

@@ -6,8 +6,8 @@ from os.path import commonprefix
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tiny_runs import ADD, EVERY_TOOL, GREET, TASK, example, tiny_model
 
+from tiny_runs import ADD, EVERY_TOOL, GREET, TASK, example, tiny_model
 from ttsi_jax.errors import InputError
 from ttsi_jax.tasks import Example
 from ttsi_jax.tasks.prompts import (

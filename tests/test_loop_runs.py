@@ -1,0 +1,148 @@
+"""Runs of the loop from their names for objects to their directories: refused, kept, interrupted and resumed."""
+
+import json
+from dataclasses import replace
+
+import pytest
+
+from tiny_runs import EXAMPLES, TASK, gate, settings, task_of, timeless, tiny_model, untimed, with_template
+from ttsi_jax.errors import InputError
+from ttsi_jax.loop import Loop, fingerprint, run
+from ttsi_jax.runs.directory import read_records
+from ttsi_jax.runs.record import Record, to_json
+from ttsi_jax.tasks import Task
+
+MODEL = tiny_model()
+
+
+def records(task: Task = TASK, **changes) -> list[Record]:
+    return run(MODEL, task, settings(**changes)).records
+
+
+@pytest.fixture(scope="module")
+def usual() -> dict[str, Record]:
+    """Records of the usual run, without their seconds."""
+    return untimed(records())
+
+
+# Names for objects.
+
+
+def test_an_estimator_of_ones_own():
+    found = records(task_of(*EXAMPLES[:2]), **gate(tau=0.5, estimator="tiny_runs:least"), method="base")
+    assert [(record.uncertainty, record.uncertain) for record in found] == [(0.0, True)] * 2
+
+
+def test_a_rule_and_a_loss_of_ones_own(usual):
+    """A ready-made `UpdateRule` has its own learning rate, here the usual one."""
+    adapt = replace(settings().adapt, rule="tiny_runs:READY_RULE", loss="ttsi_jax.rules:answer_cross_entropy", lr=9.0)
+    assert untimed(records(adapt=adapt)) == usual
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (gate(estimator="margn"), "unknown estimator 'margn'; did you mean 'margin'? Known: margin"),
+        ({"adapt": replace(settings().adapt, rule="sgd")}, "unknown update rule 'sgd'. Known: adamw"),
+        ({"adapt": replace(settings().adapt, loss="hinge")}, "unknown loss 'hinge'. Known: answer_cross_entropy"),
+        (
+            {"adapt": replace(settings().adapt, rule="tiny_runs:none")},
+            "update rule 'tiny_runs:none' cannot be imported",
+        ),
+        ({"wave": 0}, "--wave is 0; it must be at least 1"),
+    ],
+)
+def test_settings_that_cannot_be_are_refused_before_anything_is_written(tmp_path, changes, message):
+    with pytest.raises(InputError) as caught:
+        run(MODEL, TASK, settings(**changes), out=tmp_path / "run")
+    assert str(caught.value).startswith(message)
+    assert not (tmp_path / "run").exists()
+
+
+# Directories.
+
+
+def lines(path) -> list[str]:
+    """The run's records in their order, as JSON without their seconds."""
+    return [to_json(timeless(record)) for record in read_records(path / "records.jsonl")[0].values()]
+
+
+@pytest.fixture(scope="module")
+def gated(usual):
+    """A configuration whose inputs finish at different stages, how often it tells of progress, and its records."""
+    certainties = sorted(record.uncertainty for record in usual.values())
+    config, told = settings(**gate(tau=certainties[4])), []
+    found = run(MODEL, TASK, config, progress=lambda *args: told.append(args)).records
+    return config, len(told), [to_json(timeless(record)) for record in found]
+
+
+def test_a_run_is_kept(tmp_path, gated):
+    config, _, expected = gated
+    path = tmp_path / "run"
+    found, summary = run(MODEL, TASK, config, out=path)
+    assert lines(path) == expected and list(read_records(path / "records.jsonl")[0].values()) == found
+    assert json.loads((path / "summary.json").read_text()) == summary
+    kept = json.loads((path / "config.json").read_text())
+    assert kept == {"model": "tiny", "checksum": MODEL.checksum, "task": "tiny", "inputs": fingerprint(TASK)} | (
+        config.to_dict()
+    )
+    assert json.loads((path / "environment.json").read_text())["python"]
+
+
+@pytest.mark.parametrize("share", [0.0, 0.3, 0.5, 0.8, 0.95])
+def test_an_interrupted_run_resumes_to_the_same_records(tmp_path, gated, share):
+    config, n_told, expected = gated
+    path, told = tmp_path / "run", []
+
+    def interrupt(*args):
+        told.append(args)
+        if len(told) == 1 + int(share * n_told):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(MODEL, TASK, config, out=path, progress=interrupt)
+    finished = (path / "records.jsonl").read_bytes()
+    assert not (path / "summary.json").exists()
+    assert {to_json(timeless(r)) for r in read_records(path / "records.jsonl")[0].values()} <= set(expected)
+    resumed = run(MODEL, TASK, config, out=path)
+    assert lines(path) == expected
+    assert set(finished.splitlines()) <= set((path / "records.jsonl").read_bytes().splitlines()), "done only once"
+    assert json.loads((path / "summary.json").read_text()) == resumed.summary
+
+
+def test_a_finished_run_is_read_and_not_done_again(tmp_path, gated, monkeypatch):
+    first = run(MODEL, TASK, gated[0], out=tmp_path)
+    content = (tmp_path / "records.jsonl").read_bytes()
+    monkeypatch.setattr(Loop, "records", None)
+    again = run(MODEL, TASK, gated[0], out=tmp_path)
+    assert again == first and (tmp_path / "records.jsonl").read_bytes() == content
+
+
+def test_failed_inputs_are_tried_again(tmp_path, usual):
+    model = with_template("{% if 'greet Bo' in m['content'] %}{{ raise_exception('not now') }}{% endif %}")
+    first = run(model, TASK, settings(), out=tmp_path)
+    assert first.summary["failed"] == 1
+    again = run(MODEL, TASK, settings(), out=tmp_path)
+    assert again.summary["failed"] == 0 and untimed(again.records) == usual
+
+
+@pytest.mark.parametrize(
+    ("task", "changes"),
+    [(TASK, {"seed": 1}), (TASK, gate(tau=0.5)), (task_of(*EXAMPLES[:2]), {}), (task_of(*EXAMPLES[::-1]), {})],
+)
+def test_another_run_in_the_directory_is_refused_and_left_as_it_is(tmp_path, gated, task, changes):
+    run(MODEL, TASK, settings(method="base"), out=tmp_path)
+    before = {file.name: file.read_bytes() for file in tmp_path.iterdir()}
+    with pytest.raises(InputError, match="holds a run with other settings"):
+        run(MODEL, task, settings(**({"method": "base"} | changes)), out=tmp_path)
+    assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == before
+
+
+def test_progress_tells_how_many_inputs_are_done_of_those_known():
+    told: dict[str, list[tuple[int, int]]] = {}
+    run(MODEL, TASK, settings(), progress=lambda stage, done, known: told.setdefault(stage, []).append((done, known)))
+    assert told.keys() == {"score", "synthesize", "adapt"}
+    for counts in told.values():
+        assert all(done <= known <= 7 for done, known in counts) and counts[-1][0] == counts[-1][1]
+        assert [done for done, _ in counts] == sorted(done for done, _ in counts)
+    assert told["score"][-1] == told["synthesize"][-1] == (7, 7)
