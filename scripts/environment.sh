@@ -8,7 +8,7 @@ environment() {
     if [ ! -x "$venv/bin/python" ]; then
         "${PYTHON:-python3}" -m venv "$venv"
     fi
-    # Asking pip again is quick where everything is there, and mends an installation that was cut off.
+    # What was installed is noted at the end: a second start skips pip, and an installation that was cut off is mended.
     local wanted
     wanted="$(cat pyproject.toml) $*"
     if [ "$(cat "$venv/wanted" 2>/dev/null)" != "$wanted" ]; then

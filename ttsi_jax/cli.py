@@ -209,7 +209,10 @@ def _at_least_one(runs: tuple[Path, ...]) -> tuple[Path, ...]:
 
 @contextmanager
 def _progress() -> Iterator[Callable[[str, int, int], None]]:
-    """A bar per stage, as a `ttsi_jax.loop.Progress`."""
+    """A bar per stage, or lines where nobody watches; as a `ttsi_jax.loop.Progress`."""
+    if not messages.is_terminal:
+        yield lambda stage, done, known: _say(f"{stage}: {done} of {known}") if known else None
+        return
     columns = TextColumn("{task.description:<12}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
     with Progress(*columns, console=messages) as bars:
         stages: dict[str, Any] = {}

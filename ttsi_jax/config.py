@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field, is_dataclass
 from difflib import get_close_matches
-from typing import Any, Literal
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from ttsi_jax.adaptation import AdaptConfig
 from ttsi_jax.answering import AnswerConfig
@@ -63,6 +64,9 @@ def check(config: RunConfig) -> None:
         "answer.max-tokens": config.answer.max_tokens,
         "answer.value-tokens": config.answer.value_tokens,
     }
+    for name, value, choices in _choices(config):
+        if value not in choices:
+            raise InputError(f"--{name} is {value!r}; it must be one of {', '.join(choices)}")
     for name, value in at_least_one.items():
         if value < 1:
             raise InputError(f"--{name} is {value}; it must be at least 1")
@@ -70,12 +74,24 @@ def check(config: RunConfig) -> None:
     for name, value in positive.items():
         if not 0 < value < float("inf"):
             raise InputError(f"--{name} is {value}; it must be above 0")
+    if math.isnan(config.gate.tau):
+        raise InputError("--gate.tau is not a number")
     if not 0 < config.synthesis.top_p <= 1:
         raise InputError(f"--synthesis.top-p is {config.synthesis.top_p}; it must be above 0 and at most 1")
     if not 0 <= config.synthesis.temperature < float("inf"):
         raise InputError(f"--synthesis.temperature is {config.synthesis.temperature}; it must be at least 0")
     if not 0 <= config.seed < 2**32:
         raise InputError(f"--seed is {config.seed}; it must be between 0 and {2**32 - 1}")
+
+
+def _choices(settings: Any, above: str = "") -> Iterator[tuple[str, Any, tuple[str, ...]]]:
+    """The settings that take one of a few words: option, value, words."""
+    for name, hint in get_type_hints(type(settings)).items():
+        value = getattr(settings, name)
+        if get_origin(hint) is Literal:
+            yield above + name, value, get_args(hint)
+        elif is_dataclass(value):
+            yield from _choices(value, f"{name}.")
 
 
 def resolve(name: str, known: Mapping[str, Any], kind: str) -> Any:

@@ -36,7 +36,7 @@ from ttsi_jax.tasks import Example, Task, Tool, micro_f1
 from ttsi_jax.tasks.pieces import keys_text
 from ttsi_jax.tasks.prompts import OPENING, PromptEncoder, answer_messages
 from ttsi_jax.uncertainty import ESTIMATORS, relative_softmax
-from ttsi_jax.waves import Adapted, Pair, Row, Waves
+from ttsi_jax.waves import Adapted, Ids, Pair, Row, Waves
 
 Progress = Callable[[str, int, int], None]  # stage, inputs done, inputs known so far
 
@@ -69,12 +69,13 @@ def run(
         InputError: a setting that cannot be, or a directory that holds another run.
     """
     check(config)
-    loop = Loop(model, config, progress)
-    if out is None:
-        return loop.result(list(loop.records(task.name, task.examples)), task)
     described = {"model": model.name, "checksum": model.checksum, "task": task.name, "inputs": fingerprint(task)}
-    with open_run(out, described | config.to_dict()) as directory:
-        return _run_in(directory, loop, task)
+    with CompileClock() as clock:
+        loop = Loop(model, config, progress, clock)
+        if out is None:
+            return loop.result(list(loop.records(task.name, task.examples)), task)
+        with open_run(out, described | config.to_dict()) as directory:
+            return _run_in(directory, loop, task)
 
 
 def _run_in(directory: RunDirectory, loop: Loop, task: Task) -> Result:
@@ -105,19 +106,21 @@ class Queues(NamedTuple):
 class Loop:
     """The stages, with a model and the settings of a run bound."""
 
-    def __init__(self, model: LanguageModel, config: RunConfig, progress: Progress):
+    def __init__(self, model: LanguageModel, config: RunConfig, progress: Progress, clock: CompileClock):
         self.config = config
         self.context_length = model.config.context_length
         self.encoder = PromptEncoder(model.tokenizer)
-        self.waves = Waves(model, config.wave, config.answer.max_tokens)
+        self.waves = Waves(model, config.wave, max(config.answer.max_tokens, config.synthesis.max_tokens))
         self.stop = model.stop_ids[:1]
         self.estimator = resolve(config.gate.estimator, ESTIMATORS, "estimator")
         self.loss = resolve(config.adapt.loss, LOSSES, "loss")
         rule = resolve(config.adapt.rule, RULES, "update rule")
-        self.rule: UpdateRule = rule if isinstance(rule, UpdateRule) else rule(config.adapt.lr)
+        self.rule = rule if isinstance(rule, UpdateRule) else rule(config.adapt.lr)
+        if not isinstance(self.rule, UpdateRule):
+            raise InputError(f"update rule '{config.adapt.rule}' gives {self.rule!r}, not an UpdateRule")
         self.progress = progress
         self.done: Counter[str] = Counter()  # inputs, by stage
-        self.clock = CompileClock()
+        self.clock = clock
 
     def records(self, task_name: str, examples: Sequence[Example]) -> Iterator[Record]:
         """Takes inputs through all stages; yields each record as soon as its input is finished."""
@@ -286,17 +289,27 @@ class Loop:
         pairs = [Synthetic(read_request(text), ()) for text in self.sampled(wave, slot)]
         rows = []
         for index, (draft, pair) in enumerate(zip(wave, pairs, strict=True)):
-            messages = answer_messages(draft.example, pair.query)
             try:
-                suffix = self.encoder.suffix(draft.example, messages, draft.prefix, OPENING)
+                suffix = self.label_prompt(draft, pair)
             except InputError as error:
                 pairs[index], suffix = pair._replace(reason=str(error)), draft.opened
-            if len(suffix) > draft.synthesis_room:
-                pairs[index], suffix = pair._replace(reason="the request is too long"), draft.opened
             rows.append(draft.row(suffix, draft.synthesis_room, SYNTHESIS))
         tools = [draft.tool(draft.best(own)) for draft, own in zip(wave, self.scores(rows, wave), strict=True)]
         calls = [tuple(read_calls(text) or ()) for text in self.fill_in(rows, tools)]
         return [pair._replace(calls=own) for pair, own in zip(pairs, calls, strict=True)]
+
+    def label_prompt(self, draft: Draft, pair: Synthetic) -> Ids:
+        """The answer prompt of a new request, after the prefix.
+
+        Raises:
+            InputError: the chat template refuses the request, or it is too long.
+        """
+        messages = answer_messages(draft.example, pair.query)
+        suffix = self.encoder.suffix(draft.example, messages, draft.prefix, OPENING)
+        room = self.context_length - len(draft.prefix) - self.waves.n_steps
+        if len(suffix) > min(draft.synthesis_room, room):
+            raise InputError("the request is too long")
+        return suffix
 
     def sampled(self, wave: Sequence[Draft], slot: Slot) -> list[str]:
         """What the model writes to each input's synthesis prompt; every attempt has its own random numbers."""

@@ -66,7 +66,7 @@ class Adapted(NamedTuple):
 class Waves:
     """A loaded model, run on E inputs at a time."""
 
-    def __init__(self, model: LanguageModel, size: int, n_steps: int, prefix_memory: float = 1.0):
+    def __init__(self, model: LanguageModel, size: int, n_steps: int, prefix_memory: float = 0.5):
         """Prepares waves of `size` rows.
 
         Args:

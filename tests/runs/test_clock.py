@@ -11,6 +11,12 @@ COMPILE = "/jax/core/compile/anything"
 
 
 @pytest.fixture
+def measured():
+    with CompileClock() as clock:
+        yield clock
+
+
+@pytest.fixture
 def at(monkeypatch):
     """Reports an event that ends at a time and took so many seconds."""
 
@@ -21,16 +27,14 @@ def at(monkeypatch):
     return report
 
 
-def test_intervals_add_up(at):
-    measured = CompileClock()
+def test_intervals_add_up(at, measured):
     assert measured.seconds == 0
     at(10, 2)
     at(20, 3)
     assert measured.seconds == pytest.approx(5)
 
 
-def test_nested_intervals_count_once(at):
-    measured = CompileClock()
+def test_nested_intervals_count_once(at, measured):
     at(3, 1)
     at(13, 1)
     at(15, 1.5)
@@ -40,18 +44,19 @@ def test_nested_intervals_count_once(at):
     assert measured.seconds == pytest.approx(30)
 
 
-def test_other_events_and_those_before_the_clock_do_not_count(at):
+def test_only_compiling_inside_the_block_counts(at):
     at(10, 2)
-    measured = CompileClock()
-    at(20, 2, "/jax/core/something_else")
+    with CompileClock() as measured:
+        at(20, 2, "/jax/core/something_else")
+    at(30, 2)
     assert measured.seconds == 0
 
 
-def test_real_compilation_is_counted_once_and_only_the_first_time():
+def test_real_compilation_is_counted_once_and_only_the_first_time(measured):
     inner = jax.jit(lambda x: jnp.sin(x) * 3)
     outer = jax.jit(lambda x: inner(x) + inner(x + 1))
     x = jnp.arange(3.0)
-    measured, start = CompileClock(), time.perf_counter()
+    start = time.perf_counter()
     outer(x).block_until_ready()
     elapsed, first = time.perf_counter() - start, measured.seconds
     assert 0 < first <= elapsed

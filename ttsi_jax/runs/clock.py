@@ -4,17 +4,23 @@ from __future__ import annotations
 
 import time
 
+from jax import monitoring
+
 
 class CompileClock:
-    """Adds up what JAX reports of tracing, lowering and compiling from the moment the clock is made."""
+    """Adds up what JAX reports of tracing, lowering and compiling inside a `with` block."""
 
     _EVENTS = "/jax/core/compile/"
 
     def __init__(self) -> None:
-        from jax import monitoring
-
         self._intervals: list[tuple[float, float]] = []  # disjoint, in order
+
+    def __enter__(self) -> CompileClock:
         monitoring.register_event_duration_secs_listener(self._add)
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        monitoring.unregister_event_duration_listener(self._add)
 
     @property
     def seconds(self) -> float:

@@ -81,7 +81,15 @@ class PromptEncoder:
     tokenizer: Any
 
     def fragment(self, text: str) -> tuple[int, ...]:
-        """Token ids of text that is appended to other ids."""
+        """Token ids of text that is appended to other ids.
+
+        Raises:
+            InputError: the text holds half of a surrogate pair, which no tokenizer takes.
+        """
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise InputError(f"the text is not valid Unicode: {error.reason}") from None
         return tuple(self.tokenizer.encode(text, add_special_tokens=False))
 
     def encode(self, example: Example, messages: Messages) -> tuple[int, ...]:
