@@ -5,8 +5,8 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 environment() {
     local venv=".venv-$1"
     shift
-    if [ ! -x "$venv/bin/python" ]; then
-        "${PYTHON:-python3}" -m venv "$venv"
+    if ! "$venv/bin/python" -m pip --version >/dev/null 2>&1; then
+        "${PYTHON:-python3}" -m venv --clear "$venv"
     fi
     # What was installed is noted at the end: a second start skips pip, and an installation that was cut off is mended.
     local wanted

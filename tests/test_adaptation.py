@@ -233,11 +233,15 @@ def test_init_depends_on_each_key_alone():
 
 def test_training_chunks_divide_the_wave_and_follow_memory():
     config, _ = tiny_model()
-    sizes = [training_chunk(config, 12, 512, 256, memory)[0] for memory in (1e-4, 0.05, 0.1, 0.2, 100.0)]
+
+    def chunk(memory, n_examples=12, n_past=256):
+        return training_chunk(config, AdaptConfig(memory=memory), n_examples, 512, n_past, 64)
+
+    sizes = [chunk(memory)[0] for memory in (1e-4, 0.05, 0.1, 0.2, 100.0)]
     assert sizes == sorted(sizes) and sizes[0] == 1 and sizes[-1] == 12
     assert all(12 % size == 0 for size in sizes)
-    assert training_chunk(config, 12, 512, 256, 1e-4)[1] and not training_chunk(config, 12, 512, 256, 100.0)[1]
-    assert training_chunk(config, 7, 512, 0, 100.0) == (7, False)
+    assert chunk(1e-4)[1] and not chunk(100.0)[1]
+    assert chunk(100.0, 7, 0) == (7, False)
 
 
 def test_defaults_are_the_papers():

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from tiny_runs import ADD, EXAMPLES, GREET, PING, example, settings, tiny_model
-from ttsi_jax.inputs import Draft, example_key, next_wave, plain, prepare, read_plain
+from ttsi_jax.inputs import Draft, example_key, next_wave, prepare
 from ttsi_jax.runs.record import Record
+from ttsi_jax.runs.scores import plain, read_plain
 from ttsi_jax.tasks import Call, GoldCall
 from ttsi_jax.tasks.prompts import OPENING, PromptEncoder
 from ttsi_jax.waves import Pair
@@ -161,7 +162,7 @@ def test_labels_that_are_none_and_labels_that_are_empty():
     assert unlabelled.finished().call_correct is None and unlabelled.finished().gold is None
     assert nothing.finished().call_correct is False and nothing.finished().gold == []
     nothing.note(base_calls=[])
-    assert nothing.finished().call_correct is True and nothing.finished().pick_correct is False
+    assert nothing.finished().call_correct is True and nothing.finished().pick_correct is None
 
 
 def test_an_answer_that_cannot_be_read_is_wrong():

@@ -79,8 +79,14 @@ def test_names_stand_for_objects():
         ("sgd", "unknown update rule 'sgd'. Known: adamw; or package.module:object"),
         ("adam", "unknown update rule 'adam'; did you mean 'adamw'? Known: adamw; or package.module:object"),
         ("", "unknown update rule ''. Known: adamw; or package.module:object"),
-        ("no_such_module:f", "update rule 'no_such_module:f' cannot be imported: No module named 'no_such_module'"),
-        ("json:no_such_thing", "update rule 'json:no_such_thing' cannot be imported: module 'json' has no attribute"),
+        (
+            "no_such_module:f",
+            "update rule 'no_such_module:f' cannot be imported: ModuleNotFoundError: No module named 'no_such_module'",
+        ),
+        (
+            "json:no_such_thing",
+            "update rule 'json:no_such_thing' cannot be imported: AttributeError: module 'json' has no attribute",
+        ),
         ("json:", "update rule 'json:' cannot be imported: "),
         (":f", "update rule ':f' cannot be imported: "),
         (".json:dumps", "update rule '.json:dumps' cannot be imported: "),

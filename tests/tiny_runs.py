@@ -101,6 +101,9 @@ def write_model(directory: Path) -> Path:
     head[answers] = 0.7 * asked + 0.5 * rng.normal(size=(len(answers), 32)).astype(np.float32)
     embed[answers] += 4 * said
     head[SPECIAL.index("<|im_end|>")] += 0.5 * said
+    head[[tokenizer.token_to_id(_as_token(text)) for text in ('"', "\n", ",", "}", "]")]] *= (
+        4  # values and lines end soon
+    )
     write_hf(directory, settings, tensors)
     tokenizer.save(str(directory / "tokenizer.json"))
     return directory

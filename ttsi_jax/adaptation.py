@@ -19,7 +19,7 @@ from jax import Array
 from ttsi_jax.model.cache import Cache
 from ttsi_jax.model.config import DecoderConfig
 from ttsi_jax.model.decoder import Params, Past, Tokens, forward, logits
-from ttsi_jax.model.lora import Adapter, LoraConfig, init_adapter
+from ttsi_jax.model.lora import Adapter, LoraConfig, init_adapter, projection_shapes
 
 State = Any  # a pytree that belongs to the rule
 
@@ -191,11 +191,7 @@ def adapt_wave(
         The adapters (leading axis E) and the losses [E, max_steps].
     """
 
-    def one(adapter, state, batches, n_pairs, n_steps, key, past):  # noqa: ANN001, ANN202 - see adapt_example
-        return adapt_example(
-            config, params, rule_step, loss, adapter, state, batches, n_pairs, n_steps, key, past,
-            max_steps=max_steps, scale=scale, remat=remat,
-        )  # fmt: skip
+    one = partial(adapt_example, config, params, rule_step, loss, max_steps=max_steps, scale=scale, remat=remat)
 
     def skip(adapters, *rest):  # noqa: ANN001, ANN002, ANN202
         return adapters, jnp.full((chunk, max_steps), jnp.nan)
@@ -210,20 +206,21 @@ def adapt_wave(
 
 
 def training_chunk(
-    config: DecoderConfig, n_examples: int, n_tokens: int, n_past: int, memory: float
+    config: DecoderConfig, settings: AdaptConfig, n_examples: int, n_tokens: int, n_past: int, n_answer: int
 ) -> tuple[int, bool]:
-    """How many examples train at a time within `memory` GiB, and whether their layers must be recomputed.
+    """How many examples train at a time within `settings.memory`, and whether their layers must be recomputed.
 
-    Counts what the backward pass keeps: per layer and token the stream, the projections' inputs and outputs, and two
-    copies of the attention weights, in float32. The chunk divides `n_examples`.
+    Counts in float32 what the backward pass keeps: per layer and token the stream, the projections' inputs and outputs
+    and two copies of the attention weights; three copies of the logits; and of the adapter its gradient, its new value
+    and two moments. The chunk divides `n_examples`.
     """
     per_token = 6 * config.hidden_size + 4 * config.mlp_size + 4 * config.n_heads * config.head_dim
     per_layer = n_tokens * (per_token + 2 * config.n_heads * (n_tokens + n_past))
-    kept, recomputed = (
-        4 * per_layer * config.n_layers,
-        4 * (per_layer + n_tokens * config.hidden_size * config.n_layers),
-    )
-    budget = memory * 2**30
+    adapter = config.n_layers * settings.rank * sum(map(sum, projection_shapes(config).values()))
+    others = 3 * n_answer * config.vocab_size + 4 * adapter
+    kept = 4 * (per_layer * config.n_layers + others)
+    recomputed = 4 * (per_layer + n_tokens * config.hidden_size * config.n_layers + others)
+    budget = settings.memory * 2**30
     remat = kept > budget
     fits = max(1, int(budget // (recomputed if remat else kept)))
     return max(c for c in range(1, n_examples + 1) if n_examples % c == 0 and c <= fits), remat

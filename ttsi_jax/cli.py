@@ -6,26 +6,22 @@ Exit codes: 0 done; 1 finished, but some inputs failed; 2 bad arguments or input
 
 from __future__ import annotations
 
-import hashlib
-import json
-import re
+import os
 import signal
 import sys
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
 from types import FrameType
-from typing import Annotated, Any
+from typing import Annotated
 
 import tyro
+from jax.errors import JaxRuntimeError
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-from rich.table import Table
 from rich.text import Text
 
 from ttsi_jax.config import RunConfig
 from ttsi_jax.errors import InputError, ModelFileError
+from ttsi_jax.runs.directory import named_after
 
 DONE, SOME_FAILED, BAD_INPUT, BAD_MODEL, INTERRUPTED = 0, 1, 2, 3, 130
 
@@ -56,13 +52,8 @@ class Run(RunConfig):
         return RunConfig(**{field.name: getattr(self, field.name) for field in fields(RunConfig)})
 
     def directory(self) -> Path:
-        settings = json.dumps([self.model, self.task, self.limit, self.dtype, self.config().to_dict()], sort_keys=True)
-        names = (
-            *(re.sub(r"\.(jsonl?|gguf)$", "", Path(source).name) for source in (self.task, self.model)),
-            self.method,
-        )
-        words = [re.sub(r"\W+", "-", name).strip("-") for name in names]
-        return self.out or Path("runs", ".".join([*words, hashlib.sha256(settings.encode()).hexdigest()[:8]]))
+        settings = [self.model, self.task, self.limit, self.dtype, self.config().to_dict()]
+        return self.out or named_after((self.task, self.model, self.method), settings)
 
 
 @dataclass(frozen=True)
@@ -103,6 +94,7 @@ def run(args: Run) -> int:
     from ttsi_jax.checkpoints import load_model
     from ttsi_jax.config import check
     from ttsi_jax.loop import run as run_task
+    from ttsi_jax.runs.progress import progress_bars
     from ttsi_jax.runs.table import examples_table, summary_table
     from ttsi_jax.tasks import load_task
 
@@ -115,7 +107,7 @@ def run(args: Run) -> int:
     model = load_model(args.model, dtype=args.dtype)
     _say(f"the run is kept in {directory}")
     try:
-        with _progress() as progress:
+        with progress_bars(messages) as progress:
             result = run_task(model, task, config, out=directory, progress=progress)
     except KeyboardInterrupt:
         _say(f"interrupted; finished inputs are in {directory}, and the same command resumes the run")
@@ -135,7 +127,7 @@ def compare(args: Compare) -> int:
     from ttsi_jax.runs.compare import load_runs
     from ttsi_jax.runs.table import comparison_table
 
-    output.print(comparison_table(load_runs(_at_least_one(args.runs))))
+    output.print(comparison_table(load_runs(args.runs)))
     return DONE
 
 
@@ -143,7 +135,7 @@ def report(args: Report) -> int:
     from ttsi_jax.runs.compare import load_runs
     from ttsi_jax.runs.report import render_report
 
-    text = render_report(load_runs(_at_least_one(args.runs)))
+    text = render_report(load_runs(args.runs))
     try:
         args.out.write_text(text, encoding="utf-8")
     except OSError as error:
@@ -154,16 +146,18 @@ def report(args: Report) -> int:
 
 def models(args: Models) -> int:
     from ttsi_jax.checkpoints import describe_models
+    from ttsi_jax.runs.table import plain_table
 
-    _print_rows(("name", "family", "present", "how to get it"), describe_models())
+    output.print(plain_table(("name", "family", "present", "how to get it"), describe_models()))
     return DONE
 
 
 def tasks(args: Tasks) -> int:
+    from ttsi_jax.runs.table import plain_table
     from ttsi_jax.tasks import describe_tasks
 
     rows = [(t.name, t.n_examples, t.licence, t.source, t.faults) for t in describe_tasks()]
-    _print_rows(("name", "inputs", "licence", "where to get it", "known faults"), rows)
+    output.print(plain_table(("name", "inputs", "licence", "where to get it", "known faults"), rows))
     return DONE
 
 
@@ -171,6 +165,7 @@ def main(argv: list[str] | None = None) -> int:
     """Runs a command; returns its exit code."""
     commands = {Run: run, Compare: compare, Report: report, Models: models, Tasks: tasks}
     signal.signal(signal.SIGTERM, _interrupt)
+    sys.path.insert(0, os.getcwd())  # where a user's own rules, losses and estimators lie
     try:
         args = tyro.extras.subcommand_cli_from_dict(
             {command.__name__.lower(): command for command in commands},
@@ -188,6 +183,9 @@ def main(argv: list[str] | None = None) -> int:
     except OSError as error:
         _say(f"error: {error.filename or 'a file'}: {error.strerror or error}")
         return BAD_INPUT
+    except JaxRuntimeError as error:
+        _say(f"error: {str(error).splitlines()[0]}\nOut of memory? A smaller --wave or --adapt.memory needs less.")
+        return BAD_INPUT
     except KeyboardInterrupt:
         _say("interrupted")
         return INTERRUPTED
@@ -199,39 +197,6 @@ def _interrupt(signum: int, frame: FrameType | None) -> None:
 
 def _say(text: str) -> None:
     messages.print(Text(text), soft_wrap=True)
-
-
-def _at_least_one(runs: tuple[Path, ...]) -> tuple[Path, ...]:
-    if not runs:
-        raise InputError("no run given; name at least one run directory")
-    return runs
-
-
-@contextmanager
-def _progress() -> Iterator[Callable[[str, int, int], None]]:
-    """A bar per stage, or lines where nobody watches; as a `ttsi_jax.loop.Progress`."""
-    if not messages.is_terminal:
-        yield lambda stage, done, known: _say(f"{stage}: {done} of {known}") if known else None
-        return
-    columns = TextColumn("{task.description:<12}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
-    with Progress(*columns, console=messages) as bars:
-        stages: dict[str, Any] = {}
-
-        def show(stage: str, done: int, known: int) -> None:
-            if stage not in stages:
-                stages[stage] = bars.add_task(stage, total=known)
-            bars.update(stages[stage], completed=done, total=known)
-
-        yield show
-
-
-def _print_rows(headings: tuple[str, ...], rows: Iterable[Iterable[object]]) -> None:
-    table = Table()
-    for heading in headings:
-        table.add_column(heading, overflow="fold")
-    for row in rows:
-        table.add_row(*(Text({None: "–", True: "yes", False: "no"}.get(value, str(value))) for value in row))
-    output.print(table)
 
 
 if __name__ == "__main__":

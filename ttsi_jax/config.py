@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, field, is_dataclass
 from difflib import get_close_matches
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-from ttsi_jax.adaptation import AdaptConfig
+from ttsi_jax.adaptation import AdaptConfig, UpdateRule
 from ttsi_jax.answering import AnswerConfig
 from ttsi_jax.errors import InputError
 from ttsi_jax.synthesis import SynthesisConfig
@@ -108,6 +108,9 @@ def resolve(name: str, known: Mapping[str, Any], kind: str) -> Any:
         hint = f"; did you mean '{close[0]}'?" if close else "."
         raise InputError(f"unknown {kind} '{name}'{hint} Known: {', '.join(known)}; or package.module:object")
     try:
-        return getattr(importlib.import_module(module_name), attribute)
-    except (ImportError, AttributeError, TypeError, ValueError) as error:
-        raise InputError(f"{kind} '{name}' cannot be imported: {error}") from None
+        found = getattr(importlib.import_module(module_name), attribute)
+    except Exception as error:  # importing runs the user's own code, which may raise anything
+        raise InputError(f"{kind} '{name}' cannot be imported: {type(error).__name__}: {error}") from error
+    if not callable(found) and not isinstance(found, UpdateRule):
+        raise InputError(f"{kind} '{name}' is {found!r}, which cannot be called")
+    return found

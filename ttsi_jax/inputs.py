@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import defaultdict
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -19,7 +19,8 @@ from jax import Array
 from ttsi_jax.config import RunConfig
 from ttsi_jax.errors import InputError
 from ttsi_jax.runs.record import Record
-from ttsi_jax.tasks import Call, Example, Tool, call_correct, tool_correct
+from ttsi_jax.runs.scores import scored
+from ttsi_jax.tasks import Example, Tool
 from ttsi_jax.tasks.pieces import name_text
 from ttsi_jax.tasks.prompts import (
     NEW_PAIR,
@@ -85,28 +86,9 @@ class Draft:
 
     def finished(self) -> Record:
         """The record with its final answer, and what is right in it."""
-        record, gold = self.record, self.example.gold
-        if not np.all(np.isfinite(np.array(record.log_likelihoods, float))):
-            return replace(record, error="the model gives a score that is not finite")
-        calls = record.adapted_calls if record.adapted else record.base_calls
-        pick = record.pick if record.adapted else record.pick_base
-        record = replace(record, calls=calls, pick=pick)
-        if gold is None:
-            return record
-        base, final, names = read_plain(record.base_calls), read_plain(calls), {call.name for call in gold}
-        first_values = (
-            {"name": g.name, "arguments": {key: values[0] for key, values in g.arguments.items()}} for g in gold
-        )
-        return replace(
-            record,
-            gold=list(first_values),
-            pick_correct_base=record.pick_base in names,
-            pick_correct=pick in names,
-            tool_correct_base=tool_correct(base, gold),
-            tool_correct=tool_correct(final, gold),
-            call_correct_base=call_correct(base, gold),
-            call_correct=call_correct(final, gold),
-        )
+        if not np.all(np.isfinite(np.array(self.record.log_likelihoods, float))):
+            return replace(self.record, error="the model gives a score that is not finite")
+        return scored(self.record, self.example.gold)
 
 
 def prepare(
@@ -157,13 +139,3 @@ def next_wave(waiting: list[Draft], shape: Callable[[Draft], Hashable], size: in
     wave = next(full, next(iter(groups.values()), []) if last else [])
     waiting[:] = [draft for draft in waiting if draft not in wave]
     return wave
-
-
-def plain(calls: Sequence[Call] | None) -> list[dict[str, Any]] | None:
-    """Calls as they stand in a record."""
-    return None if calls is None else [{"name": call.name, "arguments": call.arguments} for call in calls]
-
-
-def read_plain(calls: Sequence[dict[str, Any]] | None) -> list[Call] | None:
-    """The reverse of `plain`."""
-    return None if calls is None else [Call(call["name"], call["arguments"]) for call in calls]

@@ -8,10 +8,12 @@ the base, so resetting is dropping the adapters.
 from __future__ import annotations
 
 import hashlib
+import json
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
 from os import PathLike
 from typing import Any, NamedTuple
 
@@ -23,20 +25,21 @@ from ttsi_jax.answering import LINE, TEXT, Slot, call_ids, keys_script, read_cal
 from ttsi_jax.checkpoints import LanguageModel
 from ttsi_jax.config import RunConfig, check, resolve
 from ttsi_jax.errors import InputError
-from ttsi_jax.inputs import ADAPTATION, ANSWER, SYNTHESIS, Draft, next_wave, plain, prepare, read_plain
+from ttsi_jax.inputs import ADAPTATION, ANSWER, SYNTHESIS, Draft, next_wave, prepare
 from ttsi_jax.model.generation import Sampling
 from ttsi_jax.rules import LOSSES, RULES
 from ttsi_jax.runs.clock import CompileClock
 from ttsi_jax.runs.directory import RunDirectory, open_run, read_summary
 from ttsi_jax.runs.environment import environment
 from ttsi_jax.runs.record import Record
+from ttsi_jax.runs.scores import f1, plain
 from ttsi_jax.runs.summary import summarise
 from ttsi_jax.synthesis import Synthetic, check_pair, read_pair, read_request
-from ttsi_jax.tasks import Example, Task, Tool, micro_f1
+from ttsi_jax.tasks import Example, Task, Tool
 from ttsi_jax.tasks.pieces import keys_text
 from ttsi_jax.tasks.prompts import OPENING, PromptEncoder, answer_messages
-from ttsi_jax.uncertainty import ESTIMATORS, relative_softmax
-from ttsi_jax.waves import Adapted, Ids, Pair, Row, Waves
+from ttsi_jax.uncertainty import ESTIMATORS, gate_wave
+from ttsi_jax.waves import BASE, CANDIDATE_SIZES, Adapted, Ids, Pair, Row, Said, Waves, bucket
 
 Progress = Callable[[str, int, int], None]  # stage, inputs done, inputs known so far
 
@@ -92,7 +95,8 @@ def _run_in(directory: RunDirectory, loop: Loop, task: Task) -> Result:
 
 def fingerprint(task: Task) -> str:
     """A short hash of a task's inputs, so that a run is not resumed with others."""
-    return hashlib.sha256(repr(task.examples).encode("utf-8", "surrogatepass")).hexdigest()[:16]
+    text = json.dumps([asdict(example) for example in task.examples], sort_keys=True, default=sorted)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 class Queues(NamedTuple):
@@ -173,19 +177,9 @@ class Loop:
 
     def result(self, records: Sequence[Record], task: Task) -> Result:
         """Records in the task's order, with their summary."""
-        gold = {example.id: example.gold for example in task.examples}
-        place = {example_id: index for index, example_id in enumerate(gold)}
+        place = {example.id: index for index, example in enumerate(task.examples)}
         records = sorted(records, key=lambda record: place[record.id])
-        labelled = [(record, gold[record.id] or ()) for record in records if record.gold is not None]
-        return Result(
-            records,
-            summarise(records)
-            | {
-                "f1_base": micro_f1((read_plain(record.base_calls), gold) for record, gold in labelled),
-                "f1": micro_f1((read_plain(record.calls), gold) for record, gold in labelled),
-                "compile_seconds": self.clock.seconds,
-            },
-        )
+        return Result(records, summarise(records) | f1(records, task) | {"compile_seconds": self.clock.seconds})
 
     # H
 
@@ -193,18 +187,21 @@ class Loop:
         """The gate: candidates' log-likelihoods, their probabilities and the certainty that follows."""
         with self.timed(wave, score=wave):
             scores = self.scores([draft.row(draft.opened, draft.room, ANSWER) for draft in wave], wave)
-            for draft, own in zip(wave, scores, strict=True):
-                log_likelihoods, mask = jnp.asarray(own), jnp.ones(len(own), bool)
-                certainty = float(self.estimator(log_likelihoods, mask))
+            shape = self.config.wave, bucket(max(map(len, scores)), CANDIDATE_SIZES)
+            log_likelihoods, mask = np.zeros(shape, np.float32), np.zeros(shape, bool)
+            for row, own in enumerate(scores):
+                log_likelihoods[row, : len(own)], mask[row, : len(own)] = own, True
+            gated = gate_wave(self.estimator, jnp.asarray(log_likelihoods), jnp.asarray(mask))
+            for draft, own, probabilities, certainty in zip(wave, scores, *map(np.asarray, gated), strict=False):
                 draft.note(
                     log_likelihoods=own.tolist(),
-                    probabilities=relative_softmax(log_likelihoods, mask).tolist(),
-                    uncertainty=certainty,
-                    uncertain=certainty < self.config.gate.tau,
+                    probabilities=probabilities[: len(own)].tolist(),
+                    uncertainty=float(certainty),
+                    uncertain=bool(certainty < self.config.gate.tau),
                     pick_base=draft.best(own),
                 )
 
-    def scores(self, rows: Sequence[Row], wave: Sequence[Draft], adapted: Adapted | None = None) -> list[np.ndarray]:
+    def scores(self, rows: Sequence[Row], wave: Sequence[Draft], adapted: Adapted = BASE) -> list[np.ndarray]:
         """Log-likelihoods of each input's candidates after its row's prompt."""
         scores = self.waves.score(rows, [draft.names for draft in wave], adapted)
         if self.config.gate.score == "sum":
@@ -229,21 +226,21 @@ class Loop:
         for draft, text in zip(wave, texts, strict=True):
             draft.note(text_base=text, base_calls=plain(read_calls(text)))
 
-    def answers(self, wave: Sequence[Draft], picks: Sequence[str | None], adapted: Adapted | None = None) -> list[str]:
+    def answers(self, wave: Sequence[Draft], picks: Sequence[str | None], adapted: Adapted = BASE) -> list[str]:
         """Greedy answers to the inputs themselves; the form `keys` needs the functions that scoring picked."""
         if self.config.answer.form == "keys":
             tools = [draft.tool(pick) for draft, pick in zip(wave, picks, strict=True)]
-            return self.fill_in([draft.row(draft.opened, draft.room, ANSWER) for draft in wave], tools, adapted)
+            filled = self.fill_in([draft.row(draft.opened, draft.room, ANSWER) for draft in wave], tools, adapted)
+            return [text for text, _ in filled]
         rows = [draft.row(draft.answer, draft.room, ANSWER) for draft in wave]
         script = [Slot(TEXT, limit=self.config.answer.max_tokens)]
-        return [said[0] for said in self.waves.decode(rows, [script] * len(rows), adapted=adapted)]
+        return [said.texts[0] for said in self.waves.decode(rows, [script] * len(rows), adapted=adapted)]
 
-    def fill_in(self, rows: Sequence[Row], tools: Sequence[Tool], adapted: Adapted | None = None) -> list[str]:
-        """Each row's values for its tool's arguments, as a call in JSON."""
-        said = self.waves.decode(
-            rows, [keys_script(self.encoder, tool, self.config.answer) for tool in tools], adapted=adapted
-        )
-        return [keys_text(tool, values) for tool, values in zip(tools, said, strict=True)]
+    def fill_in(self, rows: Sequence[Row], tools: Sequence[Tool], adapted: Adapted = BASE) -> list[tuple[str, bool]]:
+        """Each row's values for its tool's arguments, as a call in JSON, and whether one of them was cut."""
+        scripts = [keys_script(self.encoder, tool, self.config.answer) for tool in tools]
+        said = self.waves.decode(rows, scripts, adapted=adapted)
+        return [(keys_text(tool, own.texts), own.cut) for tool, own in zip(tools, said, strict=True)]
 
     # G
 
@@ -280,13 +277,16 @@ class Loop:
     def write_pairs(self, wave: Sequence[Draft]) -> list[Synthetic]:
         """A request and its call per input, written in one go."""
         slot = Slot(TEXT, limit=self.config.answer.max_tokens)
-        return [read_pair(text) for text in self.sampled(wave, slot)]
+        return [read_pair(said.texts[0]) for said in self.sampled(wave, slot)]
 
     def write_requests(self, wave: Sequence[Draft]) -> list[Synthetic]:
         """A request per input, with the call that the model answers it with: the function that its scoring picks, and
         each value decoded after its key."""
         slot = Slot(LINE, limit=self.config.synthesis.max_tokens)
-        pairs = [Synthetic(read_request(text), ()) for text in self.sampled(wave, slot)]
+        cut = f"the request was cut at {slot.limit} tokens"
+        pairs = [
+            Synthetic(read_request(said.texts[0]), (), cut if said.cut else None) for said in self.sampled(wave, slot)
+        ]
         rows = []
         for index, (draft, pair) in enumerate(zip(wave, pairs, strict=True)):
             try:
@@ -295,8 +295,12 @@ class Loop:
                 pairs[index], suffix = pair._replace(reason=str(error)), draft.opened
             rows.append(draft.row(suffix, draft.synthesis_room, SYNTHESIS))
         tools = [draft.tool(draft.best(own)) for draft, own in zip(wave, self.scores(rows, wave), strict=True)]
-        calls = [tuple(read_calls(text) or ()) for text in self.fill_in(rows, tools)]
-        return [pair._replace(calls=own) for pair, own in zip(pairs, calls, strict=True)]
+        return [
+            pair
+            if pair.reason
+            else pair._replace(calls=tuple(read_calls(text) or ()), reason="a value was cut" if cut else None)
+            for pair, (text, cut) in zip(pairs, self.fill_in(rows, tools), strict=True)
+        ]
 
     def label_prompt(self, draft: Draft, pair: Synthetic) -> Ids:
         """The answer prompt of a new request, after the prefix.
@@ -311,14 +315,13 @@ class Loop:
             raise InputError("the request is too long")
         return suffix
 
-    def sampled(self, wave: Sequence[Draft], slot: Slot) -> list[str]:
+    def sampled(self, wave: Sequence[Draft], slot: Slot) -> list[Said]:
         """What the model writes to each input's synthesis prompt; every attempt has its own random numbers."""
         config = self.config.synthesis
         rows = [
             draft.row(draft.request, draft.synthesis_room, SYNTHESIS, len(draft.record.synthetic)) for draft in wave
         ]
-        said = self.waves.decode(rows, [[slot]] * len(rows), Sampling(config.temperature, config.top_p))
-        return [own[0] for own in said]
+        return self.waves.decode(rows, [[slot]] * len(rows), Sampling(config.temperature, config.top_p))
 
     # T
 
@@ -335,11 +338,11 @@ class Loop:
             texts = self.answers(wave, picks, adapted)
         for draft, own, all_losses, pick, text in zip(wave, scores, losses, picks, texts, strict=True):
             taken = all_losses[: self.config.adapt.epochs * len(draft.pairs)]
-            draft.note(losses=taken.tolist())
+            draft.note(adapted=True, losses=taken.tolist(), text_adapted=text, adapted_calls=plain(read_calls(text)))
             if np.all(np.isfinite(taken)) and np.all(np.isfinite(own)):
-                draft.note(adapted=True, pick=pick, text_adapted=text, adapted_calls=plain(read_calls(text)))
+                draft.note(pick=pick)
             else:
-                draft.note(reason="training diverged: a loss or a score is not finite")
+                draft.note(reverted=True, reason="training diverged: a loss or a score is not finite")
 
     @contextmanager
     def timed(self, wave: Sequence[Draft], **stages: Sequence[Draft]) -> Iterator[None]:

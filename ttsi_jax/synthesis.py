@@ -14,7 +14,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, Literal, NamedTuple
 
 from ttsi_jax.tasks import Call, CallSyntaxError, Tool, check_call, parse_calls, strict_json
@@ -50,7 +50,7 @@ class Synthetic(NamedTuple):
 
     def record(self) -> dict[str, Any]:
         """The pair as it stands in a run's records."""
-        calls = [{"name": call.name, "arguments": call.arguments} for call in self.calls]
+        calls = [asdict(call) for call in self.calls]
         return {"query": self.query, "calls": calls, "accepted": self.reason is None, "reason": self.reason}
 
 

@@ -7,6 +7,7 @@ scalar in [0, 1] where 1 is certain. `jax.vmap` lifts them over inputs.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal, Protocol
 
 import jax
@@ -50,6 +51,12 @@ def margin(log_likelihoods: Array, mask: Array) -> Array:
     p = jnp.sort(relative_softmax(log_likelihoods, mask), descending=True)
     second = p[1] if p.shape[0] > 1 else 0.0
     return jnp.where(jnp.any(mask), p[0] - second, 0.0)
+
+
+@partial(jax.jit, static_argnums=0)
+def gate_wave(estimator: Estimator, log_likelihoods: Array, mask: Array) -> tuple[Array, Array]:
+    """Probabilities [E, N] and certainties [E] of E inputs, from log-likelihoods and a mask [E, N]."""
+    return jax.vmap(relative_softmax)(log_likelihoods, mask), jax.vmap(estimator)(log_likelihoods, mask)
 
 
 ESTIMATORS: dict[str, Estimator] = {"margin": margin}

@@ -19,7 +19,7 @@ from ttsi_jax.answering import Slot, free_texts, script_arrays, slot_tables, spe
 from ttsi_jax.checkpoints import LanguageModel
 from ttsi_jax.model.cache import PADDING, SHARED, Cache
 from ttsi_jax.model.decoder import Tokens
-from ttsi_jax.model.generation import Sampling, Script, decode_wave
+from ttsi_jax.model.generation import FORCED, Sampling, Script, decode_wave
 from ttsi_jax.model.lora import Adapter
 from ttsi_jax.model.scoring import Candidates, prefill_wave, score_wave
 
@@ -58,9 +58,19 @@ class Pair(NamedTuple):
 class Adapted(NamedTuple):
     """Adapters of a wave's rows (leading axis E), and what they act on."""
 
-    adapters: Adapter
+    adapters: Adapter | None
     scale: float
     scope: str  # "all": the whole prompt; "suffix": what follows the prefix
+
+
+BASE = Adapted(None, 1.0, "suffix")
+
+
+class Said(NamedTuple):
+    """What one row decoded."""
+
+    texts: list[str]  # of each free slot in its script, in order
+    cut: bool  # whether a slot ended at its limit, or had no room, and not where the model ended it
 
 
 class Waves:
@@ -129,17 +139,17 @@ class Waves:
     # The four programs of a wave
 
     def score(
-        self, rows: Sequence[Row], candidates: Sequence[Sequence[Ids]], adapted: Adapted | None = None
+        self, rows: Sequence[Row], candidates: Sequence[Sequence[Ids]], adapted: Adapted = BASE
     ) -> list[np.ndarray]:
         """Log-likelihoods of each row's candidates after its prompt: a float32 array [N_i] per row."""
         n, c = candidate_shape(candidates)
         ids, lengths = np.zeros((self.size, n, c), np.int32), np.zeros((self.size, n), np.int32)
         for row, own in enumerate(candidates):
             ids[row], lengths[row] = pad(own, (n, c))
-        tokens, past = self._place(rows, adapted.scope if adapted else "suffix")
+        tokens, past = self._place(rows, adapted.scope)
         scores = score_wave(
             self.model.config, self.model.params, tokens, Candidates(jnp.asarray(ids), jnp.asarray(lengths)), past,
-            adapted.adapters if adapted else None, scale=adapted.scale if adapted else 1.0,
+            adapted.adapters, scale=adapted.scale,
         )  # fmt: skip
         return [own[: len(names)] for own, names in zip(np.asarray(scores), candidates, strict=False)]
 
@@ -148,19 +158,26 @@ class Waves:
         rows: Sequence[Row],
         scripts: Sequence[Sequence[Slot]],
         sampling: Sampling = GREEDY,
-        adapted: Adapted | None = None,
-    ) -> list[list[str]]:
-        """What each row says in the free slots of its script; a row with an empty script says nothing."""
+        adapted: Adapted = BASE,
+    ) -> list[Said]:
+        """What each row says in the free slots of its script."""
         arrays = script_arrays([*scripts, *[()] * (self.size - len(scripts))], self.n_steps)
-        tokens, past = self._place(rows, adapted.scope if adapted else "suffix")
+        tokens, past = self._place(rows, adapted.scope)
         said = decode_wave(
             self.model.config, self.model.params, tokens, Script(*map(jnp.asarray, arrays)), self._tables,
             self._keys(rows), Sampling(jnp.float32(sampling.temperature), jnp.float32(sampling.top_p)), past,
-            adapted.adapters if adapted else None, n_steps=self.n_steps, scale=adapted.scale if adapted else 1.0,
+            adapted.adapters, n_steps=self.n_steps, scale=adapted.scale,
         )  # fmt: skip
         ids, slots, closing = map(np.asarray, said)
-        kinds, tokenizer = arrays[0], self.model.tokenizer
-        return [free_texts(tokenizer, self._special, slots[i], ids[i], closing[i], kinds[i]) for i in range(len(rows))]
+        kinds, free_slots = arrays[0], [sum(slot.kind != FORCED for slot in script) for script in scripts]
+
+        def read(row: int) -> Said:
+            own = slots[row], ids[row], closing[row], kinds[row]
+            texts = free_texts(self.model.tokenizer, self._special, *own)
+            ended = closing[row][kinds[row] != FORCED] >= 0
+            return Said(texts, len(texts) < free_slots[row] or not ended.all())
+
+        return [read(row) for row in range(len(rows))]
 
     def adapt(
         self,
@@ -178,17 +195,17 @@ class Waves:
         n_pairs, n_steps = np.zeros(self.size, np.int32), np.zeros(self.size, np.int32)
         n_pairs[: len(pairs)] = [len(own) for own in pairs]
         n_steps[: len(pairs)] = n_pairs[: len(pairs)] * config.epochs
-        keys, dummy = self._keys(rows), Pair((0,), (0,))
+        dummy = Pair((0,), (0,))
         per_pair = [[own[k] if k < len(own) else dummy for own in pairs] for k in range(max_pairs)]
         n_prefix, n_tokens, n_answer = training_shape([row.prefix for row in rows], pairs)
         prefixes = [row.prefix for row in rows]
         whole = config.scope == "all"
         batches = [self._batch(prefixes, own, n_tokens + n_prefix * whole, n_answer, whole=whole) for own in per_pair]
         past = () if whole else (self._prefix_caches(prefixes, n_prefix),)
-        chunk, remat = training_chunk(
-            self.model.config, self.size, batches[0].tokens.ids.shape[1], 0 if whole else n_prefix, config.memory
-        )
-        adapters, states = init_wave(keys, self.model.config, config.lora, rule, jnp.asarray(n_steps))
+        sizes = batches[0].tokens.ids.shape[1], 0 if whole else n_prefix, n_answer
+        chunk, remat = training_chunk(self.model.config, config, self.size, *sizes)
+        init_keys, keys = jnp.moveaxis(jax.vmap(jax.random.split)(self._keys(rows)), 1, 0)
+        adapters, states = init_wave(init_keys, self.model.config, config.lora, rule, jnp.asarray(n_steps))
         adapters, losses = adapt_wave(
             self.model.config, self.model.params, rule.step, loss, adapters, states,
             jax.tree.map(lambda *x: jnp.stack(x, axis=1), *batches), jnp.asarray(n_pairs), jnp.asarray(n_steps), keys,

@@ -272,9 +272,9 @@ def test_a_tokenizer_of_another_model(tmp_path):
 def test_stop_ids_come_from_every_place(llama):
     directory, _, _ = llama  # config.json and the template: <|im_end|>; tokenizer_config.json: <|endoftext|>
     end = {TOKENS.index("<|endoftext|>"), TOKENS.index("<|im_end|>")}
-    assert load_model(directory).stop_ids == tuple(sorted(end))
+    assert set(load_model(directory).stop_ids) == end
     (directory / "generation_config.json").write_text(json.dumps({"eos_token_id": [1, 2]}))
-    assert load_model(directory).stop_ids == tuple(sorted(end | {1, 2}))
+    assert set(load_model(directory).stop_ids) == end | {1, 2}
     (directory / "generation_config.json").write_text(json.dumps({"eos_token_id": [{}, 5000]}))
     with pytest.raises(ModelFileError, match="5000"):
         load_model(directory)

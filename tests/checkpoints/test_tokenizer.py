@@ -223,7 +223,7 @@ def test_no_template():
 
 def test_an_end_of_turn_that_is_only_user_defined():
     types = [3, 3, 4] + [1] * (len(TOKENS) - 3)
-    assert stop_ids(byte_level(token_type=types, eos_token_id=0), []) == (0, TOKENS.index("<|im_end|>"))
+    assert stop_ids(byte_level(token_type=types, eos_token_id=0), []) == (TOKENS.index("<|im_end|>"), 0)
 
 
 def test_no_end_at_all():

@@ -50,7 +50,7 @@ class LanguageModel(NamedTuple):
         config: the decoder's shape.
         params: the read-only base, laid out as `ttsi_jax.model.decoder.abstract_params` says.
         tokenizer: with the model's chat template.
-        stop_ids: token ids that end an answer.
+        stop_ids: token ids that end an answer; the first one ends a turn of the chat template.
         name: what it was asked for as, without the path.
         checksum: SHA-256 that identifies the files (see `ttsi_jax.checkpoints.files.checksum`).
     """

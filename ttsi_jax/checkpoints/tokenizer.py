@@ -187,7 +187,7 @@ def _with_template(tokenizer: PreTrainedTokenizerFast) -> PreTrainedTokenizerFas
 
 
 def stop_ids(tokenizer: PreTrainedTokenizerFast, declared: Iterable[Any]) -> tuple[int, ...]:
-    """The token ids that end an answer: the declared ones, the tokenizer's EOS, and the template's end of turn.
+    """The token ids that end an answer: the template's end of turn first, the tokenizer's EOS, the declared ones.
 
     Args:
         tokenizer: with a chat template.
@@ -196,13 +196,13 @@ def stop_ids(tokenizer: PreTrainedTokenizerFast, declared: Iterable[Any]) -> tup
     Raises:
         ModelFileError: when the chat template cannot be rendered, or a declared id is no token.
     """
-    ids: list[Any] = [each for each in (tokenizer.eos_token_id, _end_of_turn(tokenizer), *declared) if each is not None]
+    ids: list[Any] = [each for each in (_end_of_turn(tokenizer), tokenizer.eos_token_id, *declared) if each is not None]
     wrong = [each for each in ids if not isinstance(each, int) or not 0 <= each < len(tokenizer)]
     if wrong:
         raise ModelFileError(f"end-of-sequence ids {wrong} are not tokens: the tokenizer has {len(tokenizer)}")
     if not ids:
         raise ModelFileError("no end-of-sequence token is declared, and the chat template shows none")
-    return tuple(sorted(set(ids)))
+    return tuple(dict.fromkeys(ids))
 
 
 def _end_of_turn(tokenizer: PreTrainedTokenizerFast) -> int | None:

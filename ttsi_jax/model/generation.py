@@ -157,8 +157,7 @@ def decode_wave(
     n_rows, n_prompt = prompts.ids.shape
     n_slots = scripts.kinds.shape[1]
 
-    def run(tokens: Tokens, caches: tuple[Cache, ...], adapter: Adapter | None) -> tuple[Array, Cache]:
-        return forward(config, params, tokens, caches, adapter, scale)
+    run = partial(forward, config, params, scale=scale)
 
     with jax.named_scope("decode_prompt"):
         hidden, own = jax.vmap(run)(prompts, past, adapters)

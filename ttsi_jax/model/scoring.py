@@ -55,13 +55,14 @@ def candidate_log_likelihoods(
 
     def log_probs(hidden: Array, ids: Array) -> Array:
         scores = logits(config, params, hidden)
-        chosen = jnp.take_along_axis(scores, ids[..., None], axis=-1)[..., 0]
-        return chosen - jax.nn.logsumexp(scores, axis=-1)
+        return jnp.take_along_axis(scores, ids[:, None], axis=-1)[:, 0] - jax.nn.logsumexp(scores, axis=-1)
 
-    # All first tokens are predicted from the prompt's end, each later one from the token before it.
-    first = log_probs(jnp.broadcast_to(hidden[last], (n, hidden.shape[-1])), candidates.ids[:, 0])
+    # All first tokens are predicted from the prompt's end, each later one from the token before it; one candidate at a
+    # time, since logits of all of them together would be large.
+    scores = logits(config, params, hidden[last])
+    first = scores[candidates.ids[:, 0]] - jax.nn.logsumexp(scores)
     own_hidden = hidden[prompt.ids.shape[0] :].reshape(n, c, -1)
-    later = log_probs(own_hidden[:, :-1], candidates.ids[:, 1:])
+    later = jax.lax.map(lambda own: log_probs(*own), (own_hidden[:, :-1], candidates.ids[:, 1:]))
     return jnp.sum(jnp.where(real, jnp.concatenate([first[:, None], later], axis=1), 0.0), axis=1)
 
 
@@ -78,10 +79,8 @@ def score_wave(
 ) -> Array:
     """`candidate_log_likelihoods` for E inputs at once, [E, N]; every argument but `params` has a leading axis E."""
 
-    def one(prompt: Tokens, own: Candidates, own_past: Past, adapter: Adapter | None) -> Array:
-        return candidate_log_likelihoods(config, params, prompt, own, own_past, adapter, scale)
-
     with jax.named_scope("score"):
+        one = partial(candidate_log_likelihoods, config, params, scale=scale)
         return jax.vmap(one)(prompts, candidates, past, adapters)
 
 

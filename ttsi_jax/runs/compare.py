@@ -55,8 +55,10 @@ def load_runs(paths: Sequence[str | os.PathLike[str]]) -> dict[str, Run]:
     """Reads several runs, named after their directories: by the last part of the path where that tells them apart.
 
     Raises:
-        InputError: a directory holds no run or a damaged one, or is given twice.
+        InputError: no directory is given, or one holds no run or a damaged one, or is given twice.
     """
+    if not paths:
+        raise InputError("no run given; name at least one run directory")
     resolved = [Path(path).resolve() for path in paths]
     if twice := [str(path) for path, count in Counter(resolved).items() if count > 1]:
         raise InputError(f"{', '.join(twice)}: given twice")

@@ -4,8 +4,10 @@ Every file but `records.jsonl` is replaced whole. Records are appended, and an a
 The last line of an id counts; a last line without its line end was being written when the process died.
 """
 
+import hashlib
 import json
 import os
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -114,6 +116,15 @@ def open_run(path: str | os.PathLike[str], config: Mapping[str, Any]) -> RunDire
     except BaseException:
         os.close(lock)
         raise
+
+
+def named_after(names: Sequence[str], settings: Any) -> Path:
+    """A directory under `runs` for these settings: readable by its names, told apart by a hash of all of them."""
+    files = (".gguf", ".json", ".jsonl")
+    stems = (Path(name).stem if name.endswith(files) else Path(name).name for name in names)
+    words = [re.sub(r"\W+", "-", stem).strip("-") for stem in stems]
+    digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
+    return Path("runs", ".".join([*words, digest[:8]]))
 
 
 def read_config(path: Path) -> dict[str, Any]:

@@ -16,6 +16,8 @@ class Record:
 
     Fields that a run did not get to keep their defaults: None, False or empty. `*_base` is what the base model gives;
     the same name without the suffix is the final outcome, which is the base's for an input that was not adapted.
+    `uncertainty` is the gate's certainty: 1 is sure, and below tau the input is uncertain. `log_likelihoods` are means
+    over tokens where the run asked for that.
     `seconds` holds the seconds that this input took per stage: score, synthesize, adapt, answer.
     """
 
@@ -80,6 +82,10 @@ def from_json(line: str) -> Record:
         expected = _CONTAINERS[name]
         if expected and not isinstance(value, expected):
             raise ValueError(f"field {name!r} must be a {expected.__name__}, not {type(value).__name__}")
+    if not all(isinstance(pair, dict) for pair in values.get("synthetic", [])):
+        raise ValueError("field 'synthetic' must hold objects")
+    if not all(isinstance(seconds, int | float) for seconds in values.get("seconds", {}).values()):
+        raise ValueError("field 'seconds' must hold numbers")
     return Record(**values)
 
 

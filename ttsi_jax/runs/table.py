@@ -1,6 +1,6 @@
 """What a summary or a comparison shows as tables, and those tables for the terminal."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 from rich.table import Table
@@ -43,6 +43,15 @@ def examples_table(records: Sequence[Record], n: int = 3) -> Table:
 def comparison_table(runs: Mapping[str, Run]) -> Table:
     """One row per run: its own accuracies, and its final answers beside the first run's on the inputs both have."""
     return _rendered(side_by_side(compare(runs)))
+
+
+def plain_table(headings: Sequence[str], rows: Iterable[Iterable[object]]) -> Table:
+    """Any values as a table, left-justified."""
+    words = {None: "–", True: "yes", False: "no"}
+    texts = [
+        tuple(words[value] if value is None or isinstance(value, bool) else str(value) for value in row) for row in rows
+    ]
+    return _rendered(Rows(tuple(headings), texts), justify="left")
 
 
 def accuracies(summary: Mapping[str, Any]) -> Rows:

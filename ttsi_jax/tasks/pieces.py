@@ -9,6 +9,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from ttsi_jax.tasks.calls import render_call
 from ttsi_jax.tasks.example import Call, Tool
 from ttsi_jax.tasks.prompts import OPENING
 
@@ -47,7 +48,7 @@ def keys_text(tool: Tool, values: Sequence[str]) -> str:
         key: read_value(said, *_schema_brackets(tool.properties.get(key, {})))
         for key, said in zip(keys, values, strict=False)
     }
-    return json.dumps({"name": tool.name, "arguments": arguments}, ensure_ascii=False)
+    return render_call(Call(tool.name, arguments))
 
 
 def read_value(said: str, opening: str, closing: str) -> Any:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
 from os.path import commonprefix
 from typing import Any
 
@@ -34,6 +33,9 @@ other values, and the call that answers it. Reply with one JSON object: \
 CONTINUE = "Now write the function call that this conversation asks for."
 
 OPENING = '{"name": "'  # how an answer begins, up to the function's name
+
+# What templates ask for besides the messages: no thinking before the answer, and a date that is the same every day.
+TEMPLATE_SETTINGS = {"enable_thinking": False, "date_string": "01 Jan 2025"}
 
 _PROBES = ("a", "1?")  # two requests that differ from their first character on
 
@@ -74,11 +76,20 @@ def _split(example: Example) -> tuple[list[dict[str, str]], dict[str, str], list
     return turns[:last], turns[last], turns[last + 1 :]
 
 
-@dataclass(frozen=True)
 class PromptEncoder:
     """Renders and tokenises with a model's own tokenizer and chat template (`transformers.PreTrainedTokenizerFast`)."""
 
-    tokenizer: Any
+    def __init__(self, tokenizer: Any):
+        self.tokenizer = tokenizer
+        # Some SentencePiece tokenizers put a space before any text; behind a line break it does not reach a fragment.
+        self._anchor = "" if self._ids("\na") == self._ids("\n") + self._ids("a") else "\n"
+
+    def _ids(self, text: str) -> tuple[int, ...]:
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise InputError(f"the text is not valid Unicode: {error.reason}") from None
+        return tuple(self.tokenizer.encode(text, add_special_tokens=False))
 
     def fragment(self, text: str) -> tuple[int, ...]:
         """Token ids of text that is appended to other ids.
@@ -86,11 +97,7 @@ class PromptEncoder:
         Raises:
             InputError: the text holds half of a surrogate pair, which no tokenizer takes.
         """
-        try:
-            text.encode()
-        except UnicodeEncodeError as error:
-            raise InputError(f"the text is not valid Unicode: {error.reason}") from None
-        return tuple(self.tokenizer.encode(text, add_special_tokens=False))
+        return self._ids(self._anchor + text)[len(self._ids(self._anchor)) :]
 
     def encode(self, example: Example, messages: Messages) -> tuple[int, ...]:
         """Token ids of a whole prompt: instructions, tools, messages, and the head of the assistant's turn.
@@ -102,10 +109,12 @@ class PromptEncoder:
         system = "\n\n".join([SYSTEM.format(tools=render_tools(example.tools)), *own])
         conversation = [{"role": "system", "content": system}, *messages]
         try:
-            text = self.tokenizer.apply_chat_template(conversation, tokenize=False, add_generation_prompt=True)
+            text = self.tokenizer.apply_chat_template(
+                conversation, tokenize=False, add_generation_prompt=True, **TEMPLATE_SETTINGS
+            )
         except Exception as error:  # a template is a program that came with the model: it may raise anything
             raise InputError(f"the model's chat template refuses input '{example.id}': {error}") from None
-        return self.fragment(text)
+        return self._ids(text)
 
     def prefix(self, example: Example) -> tuple[int, ...]:
         """The tokens that all of the input's prompts begin with: up to where the last request differs.
