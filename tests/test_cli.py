@@ -191,15 +191,30 @@ def test_a_directory_with_another_run_is_refused_and_left_as_it_is(model, capsys
     assert run(model, "--out", "full") == 2 and Path("full/thesis.txt").read_text() == "precious"
 
 
+INTERRUPTED = """
+import os, signal, sys
+from ttsi_jax import cli, loop
+
+score, waves = loop.Loop.score, []
+
+def interrupted(self, wave):
+    waves.append(wave)
+    if len(waves) == 2:
+        os.kill(os.getpid(), signal.SIGINT)
+    score(self, wave)
+
+loop.Loop.score = interrupted
+sys.exit(cli.main(sys.argv[1:]))
+"""
+
+
 def test_an_interrupted_process_exits_with_130_and_the_same_command_resumes(model, monkeypatch, capsys):
-    """The estimator sends the signal while the second wave is scored, when the first one's inputs are finished."""
+    """The signal comes before the second wave is scored, when the first one's inputs are finished."""
     monkeypatch.setattr("sys.path", [*sys.path])
     Path("mine.jsonl").write_text("\n".join(map(line, EXAMPLES)))
     argv = ["run", "--model", model, "--task", "mine.jsonl", *SETTINGS, "--method", "base"]
-    argv += ["--gate.estimator", "tiny_runs:interrupting"]
-    paths = [str(Path(__file__).parent), str(Path(ttsi_jax.__file__).parents[1])]
-    env = os.environ | {"PYTHONPATH": os.pathsep.join(paths), "TINY_INTERRUPT_AT": "6"}
-    command = [sys.executable, "-m", "ttsi_jax.cli", *argv, "--out", "run"]
+    env = os.environ | {"PYTHONPATH": str(Path(ttsi_jax.__file__).parents[1])}
+    command = [sys.executable, "-c", INTERRUPTED, *argv, "--out", "run"]
     process = subprocess.run(command, env=env, capture_output=True, text=True, timeout=300)
     assert process.returncode == 130, process.stderr
     assert "interrupted; finished inputs are in run, and the same command resumes the run" in process.stderr

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import copy
 import json
-import os
-import signal
 from collections.abc import Iterable
 from dataclasses import replace
 from functools import lru_cache
@@ -32,7 +30,7 @@ from ttsi_jax.runs.record import Record
 from ttsi_jax.synthesis import SynthesisConfig
 from ttsi_jax.tasks import Example, GoldCall, Task, Tool, normalise_parameters
 from ttsi_jax.tasks.prompts import NEW_PAIR, NEW_REQUEST, SYSTEM, render_tools
-from ttsi_jax.uncertainty import GateConfig, margin
+from ttsi_jax.uncertainty import GateConfig
 
 
 def tool(name: str, required: list[str] | None = None, /, **properties: dict[str, Any]) -> Tool:
@@ -180,17 +178,6 @@ def untimed(found: Iterable[Record]) -> dict[str, Record]:
 def least(log_likelihoods, mask):  # noqa: ANN001, ANN201
     """An estimator: no input is ever certain."""
     return jnp.zeros(())
-
-
-def interrupting(log_likelihoods, mask):  # noqa: ANN001, ANN201
-    """The margin; sends SIGINT to its own process at the call whose number TINY_INTERRUPT_AT holds."""
-    interrupting.calls += 1
-    if interrupting.calls == int(os.environ.get("TINY_INTERRUPT_AT", "-1")):
-        os.kill(os.getpid(), signal.SIGINT)
-    return margin(log_likelihoods, mask)
-
-
-interrupting.calls = 0
 
 
 def diverging(lr: float) -> UpdateRule:
