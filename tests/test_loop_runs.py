@@ -1,10 +1,15 @@
 """Runs of the loop from their names for objects to their directories: refused, kept, interrupted and resumed."""
 
 import json
+import os
+import subprocess
+import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
+import ttsi_jax
 from tiny_runs import EXAMPLES, TASK, gate, settings, task_of, timeless, tiny_model, untimed, with_template
 from ttsi_jax.errors import InputError
 from ttsi_jax.loop import Loop, fingerprint, run
@@ -146,3 +151,21 @@ def test_progress_tells_how_many_inputs_are_done_of_those_known():
         assert all(done <= known <= 7 for done, known in counts) and counts[-1][0] == counts[-1][1]
         assert [done for done, _ in counts] == sorted(done for done, _ in counts)
     assert told["score"][-1] == told["synthesize"][-1] == (7, 7)
+
+
+def test_a_tasks_fingerprint_is_the_same_in_every_process():
+    """Sets have another order in every process."""
+    program = (
+        "from tiny_runs import EXAMPLES, example; from ttsi_jax.loop import fingerprint; from ttsi_jax.tasks import *\n"
+        "gold = GoldCall('add', dict.fromkeys('abcdefgh', (1, 2)), frozenset('abcdefgh'))\n"
+        "print(fingerprint(Task('t', (*EXAMPLES, example('eight', 'What?', gold=(gold,))))))"
+    )
+    paths = os.pathsep.join([str(Path(__file__).parent), str(Path(ttsi_jax.__file__).parents[1])])
+
+    def printed(seed: str) -> str:
+        env = os.environ | {"PYTHONPATH": paths, "PYTHONHASHSEED": seed}
+        return subprocess.run(
+            [sys.executable, "-c", program], env=env, capture_output=True, text=True, check=True
+        ).stdout
+
+    assert printed("1") == printed("2")

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -129,7 +129,7 @@ class Waves:
         rows = [known[prefix] for prefix in prefixes]
         rows += rows[:1] * (self.size - len(rows))
         stacked = jax.tree.map(lambda *x: jnp.stack(x), *rows)
-        while len(known) > 1 and sum(map(_n_bytes, known.values())) > self._prefix_memory * 2**30:
+        while len(known) > 1 and sum(leaf.nbytes for leaf in jax.tree.leaves(known)) > self._prefix_memory * 2**30:
             known.popitem(last=False)
         return stacked
 
@@ -249,7 +249,3 @@ def pad(rows: Sequence[Ids], shape: tuple[int, int]) -> tuple[np.ndarray, np.nda
     for index, row in enumerate(rows):
         ids[index, : len(row)], lengths[index] = row, len(row)
     return ids, lengths
-
-
-def _n_bytes(tree: Any) -> int:
-    return sum(leaf.nbytes for leaf in jax.tree.leaves(tree))

@@ -139,3 +139,21 @@ def test_a_template_that_fails_names_the_input(template, reason):
 def test_a_prompt_without_its_prefix_names_the_input():
     with pytest.raises(InputError, match="input 'two' does not begin with"):
         ENCODER.suffix(TASK.examples[1], answer_messages(TASK.examples[1]), ENCODER.prefix(TASK.examples[2]))
+
+
+def test_templates_are_told_not_to_think_and_always_the_same_day():
+    encoder = with_template("{{ messages[-1]['content'] }}{{ enable_thinking }} {{ date_string }}")
+    one = turns(("user", "What?"))
+    ids = encoder.encode(one, answer_messages(one))
+    assert encoder.tokenizer.decode(ids).endswith("False 01 Jan 2025")
+
+
+class SpacedTokenizer:
+    """A word-level stand-in for SentencePiece tokenizers that put a space before any text."""
+
+    def encode(self, text: str, add_special_tokens: bool) -> list[int]:
+        return [ord(c) for c in " " + text]
+
+
+def test_fragments_have_no_space_that_the_tokenizer_adds():
+    assert PromptEncoder(SpacedTokenizer()).fragment('get"') == tuple(map(ord, 'get"'))

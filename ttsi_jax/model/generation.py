@@ -121,10 +121,6 @@ def _advance(script: Script, depth_changes: Array, row: _Progress, proposal: Arr
     return after, fed, jnp.where(ended, -1, slot)
 
 
-def _pick(old: _Progress, new: _Progress, ended: Array) -> _Progress:
-    return jax.tree.map(lambda a, b: jnp.where(ended, a, b), old, new)
-
-
 @partial(jax.jit, static_argnames=("config", "n_steps", "scale"))
 def decode_wave(
     config: DecoderConfig,
@@ -171,7 +167,8 @@ def decode_wave(
         scores = jax.vmap(_allowed, (0, None, 0, 0))(scripts, tables, rows, scores)
         proposal = sample(jax.vmap(jax.random.fold_in, (0, None))(keys, index), scores, sampling)
         moved, fed, slot = jax.vmap(_advance, (0, None, 0, 0))(scripts, tables.depth_changes, rows, proposal)
-        rows = jax.vmap(_pick)(rows, moved, ended)
+        keep = jax.vmap(lambda end, old, new: jax.tree.map(lambda a, b: jnp.where(end, a, b), old, new))
+        rows = keep(ended, rows, moved)
         ended = ended | (slot < 0)
         ids, slots = jnp.where(ended, -1, fed), jnp.where(ended, -1, slot)
         out = (out[0].at[:, index].set(ids), out[1].at[:, index].set(slots))
