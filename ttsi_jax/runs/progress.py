@@ -14,7 +14,14 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 def progress_bars(console: Console) -> Iterator[Callable[[str, int, int], None]]:
     """A bar per stage, or a line per wave where nobody watches: a function of stage, inputs done, inputs known of."""
     if not console.is_terminal:
-        yield lambda stage, done, known: console.print(f"{stage}: {done} of {known}") if done else None
+        shown: dict[str, int] = {}
+
+        def tell(stage: str, done: int, known: int) -> None:
+            if shown.get(stage, 0) != done:
+                console.print(f"{stage}: {done} of {known}", highlight=False)
+            shown[stage] = done
+
+        yield tell
         return
     columns = TextColumn("{task.description:<12}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
     with Progress(*columns, console=console) as bars:
