@@ -169,3 +169,11 @@ def test_a_tasks_fingerprint_is_the_same_in_every_process():
         ).stdout
 
     assert printed("1") == printed("2")
+
+
+def test_a_run_is_not_resumed_with_weights_of_another_type(tmp_path):
+    task = task_of(EXAMPLES[0])
+    run(MODEL, task, settings(method="base"), out=tmp_path / "run")
+    params = {**MODEL.params, "embed": MODEL.params["embed"].astype("bfloat16")}
+    with pytest.raises(InputError, match=r'dtype: "float32" there, "bfloat16" now'):
+        run(MODEL._replace(params=params), task, settings(method="base"), out=tmp_path / "run")

@@ -11,7 +11,6 @@ import signal
 import sys
 from dataclasses import dataclass, fields
 from pathlib import Path
-from types import FrameType
 from typing import Annotated
 
 import tyro
@@ -164,8 +163,8 @@ def tasks(args: Tasks) -> int:
 def main(argv: list[str] | None = None) -> int:
     """Runs a command; returns its exit code."""
     commands = {Run: run, Compare: compare, Report: report, Models: models, Tasks: tasks}
-    signal.signal(signal.SIGTERM, _interrupt)
-    sys.path.insert(0, os.getcwd())  # where a user's own rules, losses and estimators lie
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    sys.path.append(os.getcwd())  # where a user's own rules, losses and estimators lie
     try:
         args = tyro.extras.subcommand_cli_from_dict(
             {command.__name__.lower(): command for command in commands},
@@ -189,10 +188,6 @@ def main(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         _say("interrupted")
         return INTERRUPTED
-
-
-def _interrupt(signum: int, frame: FrameType | None) -> None:
-    raise KeyboardInterrupt
 
 
 def _say(text: str) -> None:

@@ -72,7 +72,8 @@ def run(
         InputError: a setting that cannot be, or a directory that holds another run.
     """
     check(config)
-    described = {"model": model.name, "checksum": model.checksum, "task": task.name, "inputs": fingerprint(task)}
+    weights = {"model": model.name, "checksum": model.checksum, "dtype": str(model.params["embed"].dtype)}
+    described = weights | {"task": task.name, "inputs": fingerprint(task)}
     with CompileClock() as clock:
         loop = Loop(model, config, progress, clock)
         if out is None:
