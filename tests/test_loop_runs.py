@@ -88,9 +88,8 @@ def test_a_run_is_kept(tmp_path, gated):
     assert lines(path) == expected and list(read_records(path / "records.jsonl")[0].values()) == found
     assert json.loads((path / "summary.json").read_text()) == summary
     kept = json.loads((path / "config.json").read_text())
-    assert kept == {"model": "tiny", "checksum": MODEL.checksum, "task": "tiny", "inputs": fingerprint(TASK)} | (
-        config.to_dict()
-    )
+    weights = {"model": "tiny", "checksum": MODEL.checksum, "dtype": "float32"}
+    assert kept == weights | {"task": "tiny", "inputs": fingerprint(TASK)} | config.to_dict()
     assert json.loads((path / "environment.json").read_text())["python"]
 
 
