@@ -173,12 +173,9 @@ def main(argv: list[str] | None = None) -> int:
             args=argv,
         )
         return commands[type(args)](args)
-    except InputError as error:
+    except (InputError, ModelFileError) as error:
         _say(f"error: {error}")
-        return BAD_INPUT
-    except ModelFileError as error:
-        _say(f"error: {error}")
-        return BAD_MODEL
+        return BAD_MODEL if isinstance(error, ModelFileError) else BAD_INPUT
     except OSError as error:
         _say(f"error: {error.filename or 'a file'}: {error.strerror or error}")
         return BAD_INPUT

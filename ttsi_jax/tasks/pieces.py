@@ -1,6 +1,7 @@
 """A call in JSON as pieces of text: what is written for a small model, and the values that it fills in between.
 
-Each piece is tokenised by itself, in decoding and in training alike, so that both see the same tokens.
+Each piece is tokenised by itself, in decoding with the form `keys` and in training alike, so that both see the same
+tokens. (With the form `free` the model decodes whatever tokens it likes, and trains on these.)
 """
 
 from __future__ import annotations
