@@ -81,8 +81,8 @@ def test_losses_and_adapters_are_those_of_peft(references, variant, lr):
     weights = [weight for weight in peft.parameters() if weight.requires_grad]
     optimizer = torch.optim.AdamW(weights, lr=lr, weight_decay=0.0)
     schedule = get_cosine_schedule_with_warmup(optimizer, math.ceil(0.03 * 5), 5)
-    # AdamW divides each gradient by its own size, so where that is nearly zero rounding decides; sequences of this
-    # length leave no such element here.
+    # AdamW divides each gradient by its own size, so where that is nearly zero rounding decides: other keys
+    # leave single elements over the bound at the higher rate, this one leaves none.
     pairs = [(random_ids(k, 44), random_ids(k + 5, 40)) for k in range(K)]
     expected = []
     for step in range(5):
