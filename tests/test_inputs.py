@@ -1,14 +1,18 @@
-"""Inputs: their shapes and keys depend on themselves alone, and those that cannot run say why."""
+"""Inputs: the few shapes of a run, keys that depend on the input alone, and those that cannot run say why."""
 
 import copy
 from dataclasses import replace
+from itertools import combinations
+from operator import attrgetter
 
 import jax
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from tiny_runs import ADD, EXAMPLES, GREET, PING, example, settings, tiny_model
-from ttsi_jax.inputs import Draft, example_key, next_wave, prepare
+from ttsi_jax.inputs import Draft, assign_shapes, example_key, length_buckets, next_wave, prepare
 from ttsi_jax.runs.record import Record
 from ttsi_jax.runs.scores import plain, read_plain
 from ttsi_jax.tasks import Call, GoldCall
@@ -42,23 +46,46 @@ def test_an_input_is_tokenised_for_every_phase():
     assert pair.prefix == one.prefix
 
 
-def test_shapes_are_buckets_of_the_input():
-    one = draft()
-    assert one.scoring_shape() == one.synthesis_shape() == (512, 4, 16, 128)
-    five_tools = tuple(replace(ADD, name=f"add_{i}") for i in range(5))
-    assert draft(example("x", "hi", five_tools)).scoring_shape() == (512, 8, 16, 128)
-    long_name = replace(PING, name="€" * 20)
-    assert draft(example("x", "hi", (ADD, long_name))).scoring_shape() == (512, 4, 64, 128)
-    assert draft(example("x", "€ " * 60)).scoring_shape() == (512, 4, 16, 256)
-    described = replace(ADD, description="€ " * 200)
-    assert draft(example("x", "hi", (described, GREET))).scoring_shape()[0] == 1024
-    one.pairs = [Pair((1,) * 100, (2,) * 20), Pair((1,) * 120, (2,) * 65)]
-    assert one.training_shape() == (*one.scoring_shape(), 512, 256, 128)
+def test_shapes_hold_every_input_of_their_bucket():
+    drafts = [draft(one) for one in EXAMPLES]
+    assign_shapes(drafts, 4)
+    [shape] = {one.shape for one in drafts}  # so few inputs are not worth a second bucket
+    assert shape.prefix % 32 == shape.suffix % 16 == 0 and shape.common == ()
+    for one in drafts:
+        assert shape.prefix >= len(one.prefix) and shape.suffix >= max(one.room, len(one.opened), len(one.request))
+        assert shape.candidates >= len(one.names) and shape.name >= max(map(len, one.names))
+    one = drafts[0]
+    one.pairs = [Pair((1,) * shape.suffix, (2,))]
+    assert one.training_shape() == (shape, 2 * shape.suffix, 64)
+    assign_shapes([], 4)
 
 
-def test_the_room_for_synthesis_holds_the_models_own_request():
-    long = replace(settings().synthesis, max_tokens=120)
-    assert draft(synthesis=long).synthesis_room == 256
+def test_a_prefix_that_fills_two_waves_has_waves_of_its_own():
+    drafts = [draft(example(str(i), "hi " * i, (ADD, GREET) if i else (PING,))) for i in range(5)]
+    assign_shapes(drafts, 2)
+    assert [one.shape.common == one.prefix for one in drafts] == [False, True, True, True, True]
+    assign_shapes(drafts, 3)
+    assert {one.shape.common for one in drafts} == {()}
+
+
+def test_the_room_holds_the_models_own_request():
+    one, longer = draft(), draft(synthesis=replace(settings().synthesis, max_tokens=120))
+    without_query = len(one.opened) - len(ENCODER.fragment("What is 1 and 2?"))
+    assert longer.room == without_query + 120
+    assert one.room >= max(len(one.opened), len(one.request))
+
+
+@given(st.lists(st.integers(1, 900), min_size=1, max_size=30), st.integers(0, 2000))
+def test_length_buckets_waste_least(lengths, cost):
+    found = length_buckets(lengths, cost=cost)
+    sizes = sorted({-(-length // 32) * 32 for length in lengths})
+
+    def wasted(uppers):
+        return sum(min(u for u in uppers if u >= n) - -(-n // 32) * 32 for n in lengths) + cost * len(uppers)
+
+    every = [(*inner, sizes[-1]) for n in range(3) for inner in combinations(sizes[:-1], n)]
+    assert list(found) == sorted(set(found)) and set(found) <= set(sizes) and len(found) <= 3
+    assert wasted(found) == min(map(wasted, every))
 
 
 def test_the_best_candidate_is_the_one_with_the_highest_score():
@@ -81,7 +108,7 @@ def test_keys_are_the_same_in_every_process(seed, id, expected):
 
 def test_keys_differ_between_ids_seeds_and_purposes():
     one = draft()
-    keys = [one.row((), 128, *purpose).key for purpose in ((), (0,), (1,), (0, 0), (0, 1))]
+    keys = [one.row((), *purpose).key for purpose in ((), (0,), (1,), (0, 0), (0, 1))]
     keys += [example_key(0, "two"), example_key(0, "One"), example_key(1, "one"), example_key(0, "")]
     assert len({tuple(jax.random.key_data(key).tolist()) for key in keys}) == len(keys)
     assert (jax.random.key_data(keys[0]) == jax.random.key_data(example_key(0, "one"))).all()
@@ -124,13 +151,14 @@ def test_waves_gather_equal_shapes_and_wait_until_they_are_full():
 
 def test_the_last_waves_need_not_be_full():
     drafts = [draft(one) for one in EXAMPLES]
+    assign_shapes(drafts, 8)
     waiting, taken = list(drafts), []
-    assert next_wave(waiting, Draft.scoring_shape, 8, last=False) == [] and waiting == drafts
-    while wave := next_wave(waiting, Draft.scoring_shape, 3, last=True):
+    assert next_wave(waiting, attrgetter("shape"), 8, last=False) == [] and waiting == drafts
+    while wave := next_wave(waiting, attrgetter("shape"), 3, last=True):
         taken.append(wave)
     assert [len(wave) for wave in taken] == [3, 3, 1]
     assert [one for wave in taken for one in wave] == drafts, "in order, each once"
-    assert waiting == [] and next_wave([], Draft.scoring_shape, 3, last=True) == []
+    assert waiting == [] and next_wave([], attrgetter("shape"), 3, last=True) == []
 
 
 BASE = {

@@ -13,19 +13,20 @@ from model.tiny import random_adapter
 from tiny_runs import EXAMPLES, settings, tiny_model
 from ttsi_jax import waves as module
 from ttsi_jax.answering import LINE, STRING, TEXT, Slot
-from ttsi_jax.inputs import prepare
+from ttsi_jax.inputs import assign_shapes, prepare
 from ttsi_jax.model.decoder import forward, logits, tokens_after
 from ttsi_jax.model.generation import FORCED, Sampling
 from ttsi_jax.model.lora import LoraConfig
 from ttsi_jax.rules import adamw, answer_cross_entropy
 from ttsi_jax.tasks.prompts import PromptEncoder
-from ttsi_jax.waves import Adapted, Pair, Waves, bucket, candidate_shape, pad, training_shape
+from ttsi_jax.waves import BASE, Adapted, Pair, Shape, Waves, bucket, pad, training_shape
 
 E, N_STEPS = 4, 24  # as in the loop's tests, which then find these programs compiled
 MODEL = tiny_model()
 ENCODER = PromptEncoder(MODEL.tokenizer)
 DRAFTS = [prepare(one, "tiny", ENCODER, settings(), 4096) for one in EXAMPLES[:4]]  # inputs 0 and 1 share their prefix
-ROWS = [draft.row(draft.opened, draft.room) for draft in DRAFTS]
+assign_shapes(DRAFTS, E)
+ROWS = [draft.row(draft.opened) for draft in DRAFTS]
 NAMES = [draft.names for draft in DRAFTS]
 LORA = LoraConfig(rank=2)
 
@@ -46,9 +47,10 @@ def test_a_bucket_is_the_smallest_that_holds_the_length(length, smallest):
 
 
 def test_shapes():
-    assert candidate_shape([[(1,), (1,) * 17], [(1,)] * 5]) == (8, 32)
-    pairs = [[Pair((1,) * 100, (1,) * 28)], [Pair((1,), (1,) * 65), Pair((1,), (1,))]]
-    assert training_shape([(1,), (1,) * 513], pairs) == (1024, 128, 128)
+    shape = Shape(prefix=512, suffix=112, candidates=4, name=9)
+    pairs = [[Pair((1,) * 100, (1,) * 13)], [Pair((1,), (1,) * 65), Pair((1,), (1,))]]
+    assert training_shape(shape, pairs) == (224, 128)
+    assert training_shape(shape, [[Pair((1,) * 100, (1,) * 12)]]) == (112, 64)
 
 
 def test_padding():
@@ -72,6 +74,15 @@ def _next(ids, length, adapter, n_base):
     return jax.nn.log_softmax(logits(config, params, hidden))
 
 
+def scores(rows, names, adapted=BASE, kept=None):
+    return (kept or waves()).score(rows, names, adapted)[0]
+
+
+def decode(rows, scripts, sampling, kept=None):
+    kept = kept or waves()
+    return kept.decode(rows, kept.score(rows, NAMES[: len(rows)])[1], scripts, sampling)
+
+
 def plain_scores(row, names, adapter=None, scope="all"):
     n_base = len(row.prefix) if scope == "suffix" else 0
     prompt, scores = row.prefix + row.suffix, []
@@ -84,7 +95,7 @@ def plain_scores(row, names, adapter=None, scope="all"):
 
 
 def test_scores_are_those_of_the_whole_prompt():
-    for row, names, own in zip(ROWS, NAMES, waves().score(ROWS, NAMES), strict=True):
+    for row, names, own in zip(ROWS, NAMES, scores(ROWS, NAMES), strict=True):
         np.testing.assert_allclose(own, plain_scores(row, names), atol=1e-4)
 
 
@@ -92,12 +103,11 @@ def test_scores_are_those_of_the_whole_prompt():
 def test_adapted_scores_are_those_of_each_rows_own_adapter_in_its_scope(scope):
     own_adapters = [random_adapter(MODEL.config, seed, LORA) for seed in range(E)]
     adapters = jax.tree.map(lambda *x: jnp.stack(x), *own_adapters)
-    scores = waves().score(ROWS, NAMES, Adapted(adapters, LORA.scale, scope))
+    found = scores(ROWS, NAMES, Adapted(adapters, LORA.scale, scope))
     expected = [plain_scores(*each, scope) for each in zip(ROWS, NAMES, own_adapters, strict=True)]
-    for own, theirs in zip(scores, expected, strict=True):
+    for own, theirs in zip(found, expected, strict=True):
         np.testing.assert_allclose(own, theirs, atol=1e-4)
-    base = waves().score(ROWS, NAMES)
-    assert min(np.abs(a - b).max() for a, b in zip(scores, base, strict=True)) > 1e-2
+    assert min(np.abs(a - b).max() for a, b in zip(found, scores(ROWS, NAMES), strict=True)) > 1e-2
 
 
 # Who shares a wave does not matter.
@@ -105,9 +115,15 @@ def test_adapted_scores_are_those_of_each_rows_own_adapter_in_its_scope(scope):
 
 @pytest.mark.parametrize("index", range(4))
 def test_a_row_scores_alone_as_among_others(index):
-    [alone] = waves().score(ROWS[index : index + 1], NAMES[index : index + 1])
-    np.testing.assert_array_equal(alone, waves().score(ROWS, NAMES)[index])
-    np.testing.assert_array_equal(alone, waves().score(ROWS[::-1], NAMES[::-1])[3 - index])
+    [alone] = scores(ROWS[index : index + 1], NAMES[index : index + 1])
+    np.testing.assert_array_equal(alone, scores(ROWS, NAMES)[index])
+    np.testing.assert_array_equal(alone, scores(ROWS[::-1], NAMES[::-1])[3 - index])
+
+
+def test_a_row_scores_with_a_prefix_that_all_have_in_common_as_with_its_own():
+    rows = [row._replace(shape=row.shape._replace(common=row.prefix)) for row in ROWS[:2]]
+    for own, theirs in zip(scores(rows, NAMES[:2]), scores(ROWS[:2], NAMES[:2]), strict=True):
+        np.testing.assert_allclose(own, theirs, atol=1e-5)
 
 
 def test_a_row_decodes_alone_as_among_others():
@@ -119,12 +135,12 @@ def test_a_row_decodes_alone_as_among_others():
         [Slot(LINE, limit=9)],
     ]
     warm = Sampling(0.9, 0.95)
-    together = waves().decode(ROWS, scripts, warm)
+    together = decode(ROWS, scripts, warm)
     assert [len(said.texts) for said in together] == [1, 2, 0, 1]
     for index in range(4):
-        assert waves().decode([ROWS[index]], [scripts[index]], warm) == [together[index]]
+        assert decode([ROWS[index]], [scripts[index]], warm) == [together[index]]
     again = [row._replace(key=jax.random.fold_in(row.key, 1)) for row in ROWS]
-    assert waves().decode(again, scripts, warm) != together, "another key writes something else"
+    assert decode(again, scripts, warm) != together, "another key writes something else"
 
 
 def test_a_row_trains_alone_as_among_others():
@@ -162,7 +178,7 @@ def test_each_distinct_prefix_is_computed_once(prefills):
     assert DRAFTS[0].prefix == DRAFTS[1].prefix
     kept.score(ROWS, NAMES)
     assert prefills == [lengths]
-    kept.decode(ROWS, [[Slot(LINE, limit=2)]] * 4)
+    decode(ROWS, [[Slot(LINE, limit=2)]] * 4, Sampling(), kept)
     kept.score(ROWS[::-1], NAMES[::-1])
     assert prefills == [lengths]
 
@@ -183,6 +199,6 @@ def test_prefixes_are_kept_within_their_memory_and_the_least_recently_used_go_fi
 
 def test_a_wave_may_have_more_prefixes_than_memory_keeps(prefills):
     small = waves(prefix_memory=1e-9)
-    for own, theirs in zip(small.score(ROWS, NAMES), waves().score(ROWS, NAMES), strict=True):
+    for own, theirs in zip(scores(ROWS, NAMES, kept=small), scores(ROWS, NAMES), strict=True):
         np.testing.assert_array_equal(own, theirs)
     assert len(small._prefixes) == 1

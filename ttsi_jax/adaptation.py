@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from ttsi_jax.model.cache import Cache
+from ttsi_jax.model.cache import Cache, wave_axis
 from ttsi_jax.model.config import DecoderConfig
 from ttsi_jax.model.decoder import Params, Past, Tokens, forward, logits
 from ttsi_jax.model.lora import Adapter, LoraConfig, init_adapter, projection_shapes
@@ -184,22 +184,26 @@ def adapt_wave(
 ) -> tuple[Adapter, Array]:
     """`adapt_example` for E inputs in one program, `chunk` of them at a time; a chunk without steps is skipped.
 
-    Every argument but `params` has a leading axis E (`batches` E and K); `chunk` divides E. The adapters are donated;
-    the base never is.
+    Every argument but `params` has a leading axis E (`batches` E and K), but for a `past` that all rows share; `chunk`
+    divides E. The adapters are donated; the base never is.
 
     Returns:
         The adapters (leading axis E) and the losses [E, max_steps].
     """
 
     one = partial(adapt_example, config, params, rule_step, loss, max_steps=max_steps, scale=scale, remat=remat)
+    axis = wave_axis(past)
+    own_past = past if axis == 0 else ()
 
     def skip(adapters, *rest):  # noqa: ANN001, ANN002, ANN202
         return adapters, jnp.full((chunk, max_steps), jnp.nan)
 
     def adapt_chunk(part: tuple) -> tuple[Adapter, Array]:
-        return jax.lax.cond(jnp.any(part[4] > 0), jax.vmap(one), skip, *part)
+        *rows, own_past = part
+        train = jax.vmap(one, (0,) * len(rows) + (axis,))
+        return jax.lax.cond(jnp.any(part[4] > 0), train, skip, *rows, own_past if axis == 0 else past)
 
-    wave = (adapters, states, batches, n_pairs, n_steps, keys, past)
+    wave = (adapters, states, batches, n_pairs, n_steps, keys, own_past)
     with jax.named_scope("adapt"):
         chunks = jax.tree.map(lambda x: x.reshape(-1, chunk, *x.shape[1:]), wave)
         return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), jax.lax.map(adapt_chunk, chunks))

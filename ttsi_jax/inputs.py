@@ -1,15 +1,16 @@
 """One input on its way through the loop: its token ids, its shapes, its random key and what is known of it so far.
 
-Shapes are powers of two times a smallest size. Inputs that share a wave have equal shapes, and each input's depend on
-that input alone, so that who shares the wave never changes a result.
+Inputs that share a wave have equal shapes. A run has at most three of them, chosen by all its inputs before the first
+one is read: where a run is resumed, and who shares a wave, then changes nothing.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections import defaultdict
-from collections.abc import Callable, Hashable
+from collections import Counter, defaultdict
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import combinations
 from typing import Any
 
 import jax
@@ -31,7 +32,10 @@ from ttsi_jax.tasks.prompts import (
     request_opening,
     synthesis_messages,
 )
-from ttsi_jax.waves import PREFIX_SIZES, SUFFIX_SIZES, Ids, Pair, Row, bucket, candidate_shape, training_shape
+from ttsi_jax.waves import Ids, Pair, Row, Shape, training_shape
+
+PREFIX_STEP, SUFFIX_STEP = 32, 16  # lengths are rounded up to these
+BUCKET_COST = 32_768  # padded prefix tokens that another bucket's programs are worth: about a minute on two cores
 
 # What an input's random key is used for; each use folds its own number into the key.
 SYNTHESIS, ADAPTATION, ANSWER = 0, 1, 2
@@ -47,9 +51,10 @@ class Draft:
     opened: Ids  # the same with the answer's opening, after which candidates are scored
     request: Ids  # the synthesis prompt after the prefix
     names: list[Ids]  # the candidates
-    synthesis_room: int  # bucket of the synthesis prompt, and of a prompt with a new request instead of the input's own
+    room: int  # most tokens of a prompt after the prefix, also with a new request instead of the input's own
     key: Array
     record: Record
+    shape: Shape = Shape(0, 0, 0, 0)  # see `assign_shapes`
     pairs: list[Pair] = field(default_factory=list)
 
     def note(self, **values: Any) -> None:
@@ -63,26 +68,18 @@ class Draft:
         """The name of the candidate with the highest score."""
         return self.example.tools[int(np.argmax(scores))].name
 
-    @property
-    def room(self) -> int:
-        """Bucket of the answer prompt, opened or not."""
-        return bucket(len(self.opened), SUFFIX_SIZES)
+    def row(self, suffix: Ids, *purpose: int, start: int | None = None) -> Row:
+        """The input's place in a wave, with a prompt that continues its prefix and a key for the purpose.
 
-    def row(self, suffix: Ids, room: int, *purpose: int) -> Row:
-        """The input's place in a wave, with a prompt that continues its prefix and a key for the purpose."""
+        `start`: tokens of the suffix before what is decoded; by default all of them.
+        """
         key = self.key
         for number in purpose:
             key = jax.random.fold_in(key, number)
-        return Row(self.prefix, suffix, room, key)
+        return Row(self.prefix, suffix, len(suffix) if start is None else start, key, self.shape)
 
-    def scoring_shape(self) -> tuple[int, ...]:
-        return (bucket(len(self.prefix), PREFIX_SIZES), *candidate_shape([self.names]), self.room)
-
-    def synthesis_shape(self) -> tuple[int, ...]:
-        return (bucket(len(self.prefix), PREFIX_SIZES), *candidate_shape([self.names]), self.synthesis_room)
-
-    def training_shape(self) -> tuple[int, ...]:
-        return (*self.scoring_shape(), *training_shape([self.prefix], [self.pairs]))
+    def training_shape(self) -> tuple[Hashable, ...]:
+        return (self.shape, *training_shape(self.shape, [self.pairs]))
 
     def finished(self) -> Record:
         """The record with its final answer, and what is right in it."""
@@ -109,16 +106,50 @@ def prepare(
     record = replace(record, n_prompt_tokens=len(prefix) + len(answer))
     opened = answer + encoder.fragment(OPENING)
     names = [encoder.fragment(name_text(tool.name)) for tool in example.tools]
-    synthesis_room = bucket(max(len(request), len(opened) + config.synthesis.max_tokens), SUFFIX_SIZES)
+    without_query = max(0, len(opened) - len(encoder.fragment(example.query)))
+    room = max(len(opened), len(request), without_query + config.synthesis.max_tokens)
     n_decoded = max(config.answer.max_tokens, *map(len, names))
     longest = len(prefix) + max(len(opened), len(request)) + n_decoded
     if longest > context_length:
         n_prompt = record.n_prompt_tokens
         error = f"the prompt has {n_prompt} tokens and {n_decoded} may follow; the model's context is {context_length}"
         return replace(record, error=error)
-    return Draft(
-        example, prefix, answer, opened, request, names, synthesis_room, example_key(config.seed, example.id), record
-    )
+    return Draft(example, prefix, answer, opened, request, names, room, example_key(config.seed, example.id), record)
+
+
+def assign_shapes(drafts: Sequence[Draft], wave: int) -> None:
+    """Gives every input its length bucket. A prefix that fills two waves or more gets waves of its own."""
+    if not drafts:
+        return
+    sizes = length_buckets([len(draft.prefix) for draft in drafts])
+    counts = Counter(draft.prefix for draft in drafts)
+    for below, size in zip((0, *sizes), sizes, strict=False):
+        own = [draft for draft in drafts if below < len(draft.prefix) <= size]
+        shape = Shape(
+            size,
+            _round_up(max(draft.room for draft in own), SUFFIX_STEP),
+            max(len(draft.names) for draft in own),
+            max(len(name) for draft in own for name in draft.names),
+        )
+        for draft in own:
+            draft.shape = shape._replace(common=draft.prefix if counts[draft.prefix] >= 2 * wave else ())
+
+
+def length_buckets(lengths: Sequence[int], most: int = 3, cost: int = BUCKET_COST) -> tuple[int, ...]:
+    """The sizes, rising, that prefixes are padded to: those with the least padding, where one more costs `cost`."""
+    sizes, counts = np.unique([_round_up(length, PREFIX_STEP) for length in lengths], return_counts=True)
+
+    def wasted(chosen: tuple[int, ...]) -> int:
+        uppers = np.array(chosen)
+        return int(((uppers[np.searchsorted(uppers, sizes)] - sizes) * counts).sum()) + cost * len(chosen)
+
+    below = sizes[:-1].tolist()
+    choices = ((*inner, int(sizes[-1])) for n in range(most) for inner in combinations(below, n))
+    return min(choices, key=wasted)
+
+
+def _round_up(length: int, step: int) -> int:
+    return -(-length // step) * step
 
 
 def example_key(seed: int, example_id: str) -> Array:

@@ -11,9 +11,10 @@ import hashlib
 import json
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
+from operator import attrgetter
 from os import PathLike
 from typing import Any, NamedTuple
 
@@ -25,8 +26,9 @@ from ttsi_jax.answering import LINE, TEXT, Slot, call_ids, keys_script, read_cal
 from ttsi_jax.checkpoints import LanguageModel
 from ttsi_jax.config import RunConfig, check, resolve
 from ttsi_jax.errors import InputError
-from ttsi_jax.inputs import ADAPTATION, ANSWER, SYNTHESIS, Draft, next_wave, prepare
+from ttsi_jax.inputs import ADAPTATION, ANSWER, SYNTHESIS, Draft, assign_shapes, next_wave, prepare
 from ttsi_jax.model.generation import Sampling
+from ttsi_jax.model.scoring import Prompted
 from ttsi_jax.rules import LOSSES, RULES
 from ttsi_jax.runs.clock import CompileClock
 from ttsi_jax.runs.directory import RunDirectory, open_run, read_summary
@@ -35,12 +37,13 @@ from ttsi_jax.runs.record import Record
 from ttsi_jax.runs.scores import f1, plain
 from ttsi_jax.runs.summary import summarise
 from ttsi_jax.synthesis import Synthetic, check_pair, read_pair, read_request
-from ttsi_jax.tasks import Example, Task, Tool
+from ttsi_jax.tasks import Task, Tool
 from ttsi_jax.tasks.pieces import keys_text
 from ttsi_jax.tasks.prompts import OPENING, PromptEncoder, answer_messages
 from ttsi_jax.uncertainty import ESTIMATORS, gate_wave
-from ttsi_jax.waves import BASE, CANDIDATE_SIZES, Adapted, Ids, Pair, Row, Said, Waves, bucket
+from ttsi_jax.waves import BASE, Adapted, Ids, Pair, Row, Said, Waves
 
+SHAPE = attrgetter("shape")  # what the inputs of a wave have in common
 Progress = Callable[[str, int, int], None]  # stage, inputs done, inputs known so far
 
 
@@ -77,7 +80,7 @@ def run(
     with CompileClock() as clock:
         loop = Loop(model, config, progress, clock)
         if out is None:
-            return loop.result(list(loop.records(task.name, task.examples)), task)
+            return loop.result(list(loop.records(task)), task)
         with open_run(out, described | config.to_dict()) as directory:
             return _run_in(directory, loop, task)
 
@@ -87,7 +90,7 @@ def _run_in(directory: RunDirectory, loop: Loop, task: Task) -> Result:
     left = [example for example in task.examples if example.id not in directory.finished]
     if not left and (summary := read_summary(directory.path)) is not None:
         return Result([directory.finished[example.id] for example in task.examples], summary)
-    for record in loop.records(task.name, left):
+    for record in loop.records(task, directory.finished):
         directory.append([record])
     result = loop.result(list((directory.finished | directory.failed).values()), task)
     directory.complete([example.id for example in task.examples], result.summary)
@@ -127,21 +130,22 @@ class Loop:
         self.done: Counter[str] = Counter()  # inputs, by stage
         self.clock = clock
 
-    def records(self, task_name: str, examples: Sequence[Example]) -> Iterator[Record]:
-        """Takes inputs through all stages; yields each record as soon as its input is finished."""
-        to_score: list[Draft] = []
-        for example in examples:
-            draft = prepare(example, task_name, self.encoder, self.config, self.context_length)
-            if isinstance(draft, Record):
+    def records(self, task: Task, finished: Container[str] = ()) -> Iterator[Record]:
+        """Takes a task's inputs, but for those `finished` (ids), through all stages; yields each record at its end."""
+        drafts: list[Draft] = []
+        for example in task.examples:
+            draft = prepare(example, task.name, self.encoder, self.config, self.context_length)
+            if isinstance(draft, Draft):
+                drafts.append(draft)
+            elif draft.id not in finished:
                 yield draft
-            else:
-                to_score.append(draft)
+        assign_shapes(drafts, self.config.wave)
 
-        queues = Queues(to_score, [], [])
-        while wave := next_wave(queues.score, Draft.scoring_shape, self.config.wave, last=True):
-            self.score(wave)
+        queues = Queues([draft for draft in drafts if draft.example.id not in finished], [], [])
+        while wave := next_wave(queues.score, SHAPE, self.config.wave, last=True):
+            prompts = self.score(wave)
             chosen, others = self.chosen(wave)
-            self.answer_with_base(chosen, others)
+            self.answer_with_base(wave, prompts, chosen, others)
             yield from (draft.finished() for draft in others)
             queues.synthesize.extend(chosen)
             self.report(queues, score=len(wave))
@@ -150,7 +154,7 @@ class Loop:
     def improve(self, queues: Queues, last: bool) -> Iterator[Record]:
         """Takes inputs from the gate to their adapted answers as far as they fill waves; the last ones in any case."""
         size, wanted = self.config.wave, self.config.synthesis
-        while wave := next_wave(queues.synthesize, Draft.synthesis_shape, size, last):
+        while wave := next_wave(queues.synthesize, SHAPE, size, last):
             self.synthesize(wave)
             again = [
                 draft
@@ -184,11 +188,12 @@ class Loop:
 
     # H
 
-    def score(self, wave: Sequence[Draft]) -> None:
-        """The gate: candidates' log-likelihoods, their probabilities and the certainty that follows."""
+    def score(self, wave: Sequence[Draft]) -> Prompted:
+        """The gate: candidates' log-likelihoods, their probabilities and the certainty that follows. Returns the
+        prompts as they were read."""
         with self.timed(wave, score=wave):
-            scores = self.scores([draft.row(draft.opened, draft.room, ANSWER) for draft in wave], wave)
-            shape = self.config.wave, bucket(max(map(len, scores)), CANDIDATE_SIZES)
+            scores, prompts = self.read(self.rows(wave), wave)
+            shape = self.config.wave, wave[0].shape.candidates
             log_likelihoods, mask = np.zeros(shape, np.float32), np.zeros(shape, bool)
             for row, own in enumerate(scores):
                 log_likelihoods[row, : len(own)], mask[row, : len(own)] = own, True
@@ -201,14 +206,22 @@ class Loop:
                     uncertain=bool(certainty < self.config.gate.tau),
                     pick_base=draft.best(own),
                 )
+        return prompts
 
-    def scores(self, rows: Sequence[Row], wave: Sequence[Draft], adapted: Adapted = BASE) -> list[np.ndarray]:
-        """Log-likelihoods of each input's candidates after its row's prompt."""
-        scores = self.waves.score(rows, [draft.names for draft in wave], adapted)
-        if self.config.gate.score == "sum":
-            return scores
-        lengths = [np.array([len(name) for name in draft.names], np.float32) for draft in wave]
-        return [own / length for own, length in zip(scores, lengths, strict=True)]
+    def rows(self, wave: Sequence[Draft]) -> list[Row]:
+        """The inputs with their answer prompts; the answer starts before its opening where the model writes that."""
+        keys = self.config.answer.form == "keys"
+        return [draft.row(draft.opened, ANSWER, start=len(draft.opened if keys else draft.answer)) for draft in wave]
+
+    def read(
+        self, rows: Sequence[Row], wave: Sequence[Draft], adapted: Adapted = BASE
+    ) -> tuple[list[np.ndarray], Prompted]:
+        """Scores of each input's candidates after its row's prompt, and the prompts for decoding."""
+        scores, prompts = self.waves.score(rows, [draft.names for draft in wave], adapted)
+        if self.config.gate.score == "mean":
+            lengths = [np.array([len(name) for name in draft.names], np.float32) for draft in wave]
+            scores = [own / length for own, length in zip(scores, lengths, strict=True)]
+        return scores, prompts
 
     def chosen(self, wave: Sequence[Draft]) -> tuple[list[Draft], list[Draft]]:
         """The inputs that adapt, and the others."""
@@ -219,28 +232,32 @@ class Loop:
 
     # Answers
 
-    def answer_with_base(self, chosen: Sequence[Draft], others: Sequence[Draft]) -> None:
+    def answer_with_base(
+        self, wave: Sequence[Draft], prompts: Prompted, chosen: Sequence[Draft], others: Sequence[Draft]
+    ) -> None:
         """The base's answers: final for `others`, and for the chosen a measurement that is timed apart."""
-        wave = [*chosen, *others]
         with self.timed(wave, base_answer=chosen, answer=others):
-            texts = self.answers(wave, [draft.record.pick_base for draft in wave])
+            texts = self.answers(wave, prompts, [draft.record.pick_base for draft in wave])
         for draft, text in zip(wave, texts, strict=True):
             draft.note(text_base=text, base_calls=plain(read_calls(text)))
 
-    def answers(self, wave: Sequence[Draft], picks: Sequence[str | None], adapted: Adapted = BASE) -> list[str]:
+    def answers(
+        self, wave: Sequence[Draft], prompts: Prompted, picks: Sequence[str | None], adapted: Adapted = BASE
+    ) -> list[str]:
         """Greedy answers to the inputs themselves; the form `keys` needs the functions that scoring picked."""
+        rows = self.rows(wave)
         if self.config.answer.form == "keys":
             tools = [draft.tool(pick) for draft, pick in zip(wave, picks, strict=True)]
-            filled = self.fill_in([draft.row(draft.opened, draft.room, ANSWER) for draft in wave], tools, adapted)
-            return [text for text, _ in filled]
-        rows = [draft.row(draft.answer, draft.room, ANSWER) for draft in wave]
+            return [text for text, _ in self.fill_in(rows, prompts, tools, adapted)]
         script = [Slot(TEXT, limit=self.config.answer.max_tokens)]
-        return [said.texts[0] for said in self.waves.decode(rows, [script] * len(rows), adapted=adapted)]
+        return [said.texts[0] for said in self.waves.decode(rows, prompts, [script] * len(rows), adapted=adapted)]
 
-    def fill_in(self, rows: Sequence[Row], tools: Sequence[Tool], adapted: Adapted = BASE) -> list[tuple[str, bool]]:
+    def fill_in(
+        self, rows: Sequence[Row], prompts: Prompted, tools: Sequence[Tool], adapted: Adapted = BASE
+    ) -> list[tuple[str, bool]]:
         """Each row's values for its tool's arguments, as a call in JSON, and whether one of them was cut."""
         scripts = [keys_script(self.encoder, tool, self.config.answer) for tool in tools]
-        said = self.waves.decode(rows, scripts, adapted=adapted)
+        said = self.waves.decode(rows, prompts, scripts, adapted=adapted)
         return [(keys_text(tool, own.texts), own.cut) for tool, own in zip(tools, said, strict=True)]
 
     # G
@@ -294,13 +311,14 @@ class Loop:
                 suffix = self.label_prompt(draft, pair)
             except InputError as error:
                 pairs[index], suffix = pair._replace(reason=str(error)), draft.opened
-            rows.append(draft.row(suffix, draft.synthesis_room, SYNTHESIS))
-        tools = [draft.tool(draft.best(own)) for draft, own in zip(wave, self.scores(rows, wave), strict=True)]
+            rows.append(draft.row(suffix, SYNTHESIS))
+        scores, prompts = self.read(rows, wave)
+        tools = [draft.tool(draft.best(own)) for draft, own in zip(wave, scores, strict=True)]
         return [
             pair
             if pair.reason
             else pair._replace(calls=tuple(read_calls(text) or ()), reason="a value was cut" if cut else None)
-            for pair, (text, cut) in zip(pairs, self.fill_in(rows, tools), strict=True)
+            for pair, (text, cut) in zip(pairs, self.fill_in(rows, prompts, tools), strict=True)
         ]
 
     def label_prompt(self, draft: Draft, pair: Synthetic) -> Ids:
@@ -312,31 +330,30 @@ class Loop:
         messages = answer_messages(draft.example, pair.query)
         suffix = self.encoder.suffix(draft.example, messages, draft.prefix, OPENING)
         room = self.context_length - len(draft.prefix) - self.waves.n_steps
-        if len(suffix) > min(draft.synthesis_room, room):
+        if len(suffix) > min(draft.room, room):
             raise InputError("the request is too long")
         return suffix
 
     def sampled(self, wave: Sequence[Draft], slot: Slot) -> list[Said]:
         """What the model writes to each input's synthesis prompt; every attempt has its own random numbers."""
         config = self.config.synthesis
-        rows = [
-            draft.row(draft.request, draft.synthesis_room, SYNTHESIS, len(draft.record.synthetic)) for draft in wave
-        ]
-        return self.waves.decode(rows, [[slot]] * len(rows), Sampling(config.temperature, config.top_p))
+        rows = [draft.row(draft.request, SYNTHESIS, len(draft.record.synthetic)) for draft in wave]
+        _, prompts = self.read(rows, wave)
+        return self.waves.decode(rows, prompts, [[slot]] * len(rows), Sampling(config.temperature, config.top_p))
 
     # T
 
     def adapt_and_answer(self, wave: Sequence[Draft]) -> None:
         """Trains an adapter per input, answers with it, and drops it."""
         with self.timed(wave, adapt=wave):
-            rows = [draft.row(draft.opened, draft.room, ADAPTATION) for draft in wave]
+            rows = [draft.row(draft.opened, ADAPTATION) for draft in wave]
             adapted, losses = self.waves.adapt(
                 rows, [draft.pairs for draft in wave], self.config.synthesis.k, self.rule, self.loss, self.config.adapt
             )
         with self.timed(wave, answer=wave):
-            scores = self.scores([draft.row(draft.opened, draft.room, ANSWER) for draft in wave], wave, adapted)
+            scores, prompts = self.read(self.rows(wave), wave, adapted)
             picks = [draft.best(own) for draft, own in zip(wave, scores, strict=True)]
-            texts = self.answers(wave, picks, adapted)
+            texts = self.answers(wave, prompts, picks, adapted)
         for draft, own, all_losses, pick, text in zip(wave, scores, losses, picks, texts, strict=True):
             taken = all_losses[: self.config.adapt.epochs * len(draft.pairs)]
             draft.note(adapted=True, losses=taken.tolist(), text_adapted=text, adapted_calls=plain(read_calls(text)))

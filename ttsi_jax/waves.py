@@ -21,12 +21,10 @@ from ttsi_jax.model.cache import PADDING, SHARED, Cache
 from ttsi_jax.model.decoder import Tokens
 from ttsi_jax.model.generation import FORCED, Sampling, Script, decode_wave
 from ttsi_jax.model.lora import Adapter
-from ttsi_jax.model.scoring import Candidates, prefill_wave, score_wave
+from ttsi_jax.model.scoring import Candidates, Prompted, prefill_wave, score_wave
 
 Ids = tuple[int, ...]
-# The smallest bucket of each length: large enough that most inputs of a benchmark share their shapes and so their
-# programs and waves.
-PREFIX_SIZES, SUFFIX_SIZES, ANSWER_SIZES, CANDIDATE_SIZES, NAME_SIZES = 512, 128, 64, 4, 16
+ANSWER_SIZES = 64  # smallest bucket of the trained tokens
 GREEDY = Sampling(0.0, 1.0)
 PREFILL_ROWS = 4  # prefixes that are computed at a time
 
@@ -39,13 +37,24 @@ def bucket(length: int, smallest: int) -> int:
     return size
 
 
+class Shape(NamedTuple):
+    """What the inputs of one length bucket are padded to: they share programs and waves."""
+
+    prefix: int
+    suffix: int
+    candidates: int
+    name: int
+    common: Ids = ()  # the prefix, where so many inputs have the same that they form waves of their own
+
+
 class Row(NamedTuple):
     """One input's place in a wave: its prompt, and the key of its random numbers."""
 
     prefix: Ids
     suffix: Ids
-    room: int  # the bucket of its suffix; equal in all rows of a wave
+    start: int  # tokens of the suffix before what is decoded
     key: Array  # a scalar key
+    shape: Shape  # equal in all rows of a wave
 
 
 class Pair(NamedTuple):
@@ -76,7 +85,7 @@ class Said(NamedTuple):
 class Waves:
     """A loaded model, run on E inputs at a time."""
 
-    def __init__(self, model: LanguageModel, size: int, n_steps: int, prefix_memory: float = 0.5):
+    def __init__(self, model: LanguageModel, size: int, n_steps: int, prefix_memory: float = 1.5):
         """Prepares waves of `size` rows.
 
         Args:
@@ -97,12 +106,11 @@ class Waves:
 
     def _place(self, rows: Sequence[Row], scope: str = "suffix") -> tuple[Tokens, tuple[Cache, ...]]:
         """Tokens [E, T] and caches [E, …]: the base's prefix cache and the suffix, or (scope `all`) whole prompts."""
-        n_prefix = bucket(max(len(row.prefix) for row in rows), PREFIX_SIZES)
-        n_suffix = rows[0].room
+        shape = rows[0].shape
         if scope == "all":
-            return self._tokens([row.prefix + row.suffix for row in rows], n_prefix + n_suffix), ()
-        tokens = self._tokens([row.suffix for row in rows], n_suffix, [len(row.prefix) for row in rows])
-        return tokens, (self._prefix_caches([row.prefix for row in rows], n_prefix),)
+            return self._tokens([row.prefix + row.suffix for row in rows], shape.prefix + shape.suffix), ()
+        tokens = self._tokens([row.suffix for row in rows], shape.suffix, [len(row.prefix) for row in rows])
+        return tokens, (self._prefix_caches(rows),)
 
     def _tokens(self, rows: Sequence[Ids], length: int, starts: Sequence[int] | None = None) -> Tokens:
         """Right-padded [E, length]; a dummy row has one token."""
@@ -114,24 +122,27 @@ class Waves:
         segments = np.where(index < lengths[:, None], SHARED, PADDING).astype(np.int32)
         return Tokens(jnp.asarray(ids), jnp.asarray(first[:, None] + index), jnp.asarray(segments))
 
-    def _prefix_caches(self, prefixes: Sequence[Ids], length: int) -> Cache:
-        """The base's caches of E prefixes; each distinct prefix is computed once while it stays in memory."""
-        known = self._prefixes
+    def _prefix_caches(self, rows: Sequence[Row]) -> Cache:
+        """The base's caches of E prefixes, or the one that all rows have in common, without a leading axis.
+
+        Each distinct prefix is computed once while it stays in memory.
+        """
+        known, shape, prefixes = self._prefixes, rows[0].shape, [row.prefix for row in rows]
         missing = [prefix for prefix in dict.fromkeys(prefixes) if prefix not in known]
         for start in range(0, len(missing), PREFILL_ROWS):
             group = missing[start : start + PREFILL_ROWS]
-            ids, lengths = pad(group, (PREFILL_ROWS, length))
+            ids, lengths = pad(group, (PREFILL_ROWS, shape.prefix))
             caches = prefill_wave(self.model.config, self.model.params, jnp.asarray(ids), jnp.asarray(lengths))
             for index, prefix in enumerate(group):
                 known[prefix] = jax.tree.map(lambda x, i=index: x[i], caches)
         for prefix in prefixes:
             known.move_to_end(prefix)
-        rows = [known[prefix] for prefix in prefixes]
-        rows += rows[:1] * (self.size - len(rows))
-        stacked = jax.tree.map(lambda *x: jnp.stack(x), *rows)
+        caches = [known[prefix] for prefix in prefixes]
+        caches += caches[:1] * (self.size - len(caches))
+        found = caches[0] if shape.common else jax.tree.map(lambda *x: jnp.stack(x), *caches)
         while len(known) > 1 and sum(leaf.nbytes for leaf in jax.tree.leaves(known)) > self._prefix_memory * 2**30:
             known.popitem(last=False)
-        return stacked
+        return found
 
     def _keys(self, rows: Sequence[Row]) -> Array:
         return jnp.stack([row.key for row in rows] + [rows[0].key] * (self.size - len(rows)))
@@ -140,31 +151,36 @@ class Waves:
 
     def score(
         self, rows: Sequence[Row], candidates: Sequence[Sequence[Ids]], adapted: Adapted = BASE
-    ) -> list[np.ndarray]:
-        """Log-likelihoods of each row's candidates after its prompt: a float32 array [N_i] per row."""
-        n, c = candidate_shape(candidates)
+    ) -> tuple[list[np.ndarray], Prompted]:
+        """Reads each row's prompt: log-likelihoods of its candidates after it, a float32 array [N_i] per row, and
+        what decoding the same rows goes on from."""
+        n, c = rows[0].shape.candidates, rows[0].shape.name
         ids, lengths = np.zeros((self.size, n, c), np.int32), np.zeros((self.size, n), np.int32)
         for row, own in enumerate(candidates):
             ids[row], lengths[row] = pad(own, (n, c))
         tokens, past = self._place(rows, adapted.scope)
-        scores = score_wave(
-            self.model.config, self.model.params, tokens, Candidates(jnp.asarray(ids), jnp.asarray(lengths)), past,
-            adapted.adapters, scale=adapted.scale,
+        starts = np.ones(self.size, np.int32)
+        starts[: len(rows)] = [row.start + len(row.prefix) * (adapted.scope == "all") for row in rows]
+        scored = score_wave(
+            self.model.config, self.model.params, tokens, jnp.asarray(starts),
+            Candidates(jnp.asarray(ids), jnp.asarray(lengths)), past, adapted.adapters, scale=adapted.scale,
         )  # fmt: skip
-        return [own[: len(names)] for own, names in zip(np.asarray(scores), candidates, strict=False)]
+        scores = np.asarray(scored.log_likelihoods)
+        return [own[: len(names)] for own, names in zip(scores, candidates, strict=False)], scored.prompted
 
     def decode(
         self,
         rows: Sequence[Row],
+        prompts: Prompted,
         scripts: Sequence[Sequence[Slot]],
         sampling: Sampling = GREEDY,
         adapted: Adapted = BASE,
     ) -> list[Said]:
-        """What each row says in the free slots of its script."""
+        """What each row says in the free slots of its script, after the prompt that `score` read."""
         arrays = script_arrays([*scripts, *[()] * (self.size - len(scripts))], self.n_steps)
-        tokens, past = self._place(rows, adapted.scope)
+        past = () if adapted.scope == "all" else (self._prefix_caches(rows),)
         said = decode_wave(
-            self.model.config, self.model.params, tokens, Script(*map(jnp.asarray, arrays)), self._tables,
+            self.model.config, self.model.params, prompts, Script(*map(jnp.asarray, arrays)), self._tables,
             self._keys(rows), Sampling(jnp.float32(sampling.temperature), jnp.float32(sampling.top_p)), past,
             adapted.adapters, n_steps=self.n_steps, scale=adapted.scale,
         )  # fmt: skip
@@ -197,11 +213,12 @@ class Waves:
         n_steps[: len(pairs)] = n_pairs[: len(pairs)] * config.epochs
         dummy = Pair((0,), (0,))
         per_pair = [[own[k] if k < len(own) else dummy for own in pairs] for k in range(max_pairs)]
-        n_prefix, n_tokens, n_answer = training_shape([row.prefix for row in rows], pairs)
+        n_prefix = rows[0].shape.prefix
+        n_tokens, n_answer = training_shape(rows[0].shape, pairs)
         prefixes = [row.prefix for row in rows]
         whole = config.scope == "all"
         batches = [self._batch(prefixes, own, n_tokens + n_prefix * whole, n_answer, whole=whole) for own in per_pair]
-        past = () if whole else (self._prefix_caches(prefixes, n_prefix),)
+        past = () if whole else (self._prefix_caches(rows),)
         sizes = batches[0].tokens.ids.shape[1], 0 if whole else n_prefix, n_answer
         chunk, remat = training_chunk(self.model.config, config, self.size, *sizes)
         init_keys, keys = jnp.moveaxis(jax.vmap(jax.random.split)(self._keys(rows)), 1, 0)
@@ -227,18 +244,11 @@ class Waves:
         return Batch(tokens, jnp.asarray(predict), jnp.asarray(labels), jnp.asarray(weights))
 
 
-def candidate_shape(candidates: Sequence[Sequence[Ids]]) -> tuple[int, int]:
-    """The buckets of a scoring wave: candidates of an input, tokens of a candidate."""
-    n = bucket(max(map(len, candidates)), CANDIDATE_SIZES)
-    return n, bucket(max(len(ids) for own in candidates for ids in own), NAME_SIZES)
-
-
-def training_shape(prefixes: Sequence[Ids], pairs: Sequence[Sequence[Pair]]) -> tuple[int, int, int]:
-    """The buckets of a training wave: prefix, sequence after the prefix, trained tokens."""
+def training_shape(shape: Shape, pairs: Sequence[Sequence[Pair]]) -> tuple[int, int]:
+    """The buckets of a training wave: sequence after the prefix, trained tokens."""
     flat = [pair for own in pairs for pair in own]
     return (
-        bucket(max(map(len, prefixes)), PREFIX_SIZES),
-        bucket(max(len(pair.prompt) + len(pair.answer) for pair in flat), SUFFIX_SIZES),
+        bucket(max(len(pair.prompt) + len(pair.answer) for pair in flat), shape.suffix),
         bucket(max(len(pair.answer) for pair in flat), ANSWER_SIZES),
     )
 

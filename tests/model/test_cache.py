@@ -1,7 +1,6 @@
 import jax.numpy as jnp
-import numpy as np
 
-from ttsi_jax.model.cache import PADDING, SHARED, Cache, with_free_slots, write
+from ttsi_jax.model.cache import PADDING, SHARED, Cache, cut, empty, write
 
 
 def cache(values: list[float], position: int = 0) -> Cache:
@@ -12,17 +11,23 @@ def cache(values: list[float], position: int = 0) -> Cache:
 
 
 def test_free_slots_are_seen_by_nothing():
-    found = with_free_slots(cache([1.0, 2.0]), 3)
-    assert found.segments.tolist() == [SHARED, SHARED, PADDING, PADDING, PADDING]
-    assert [x.shape for x in (*found.keys, *found.values)] == [(5, 1, 2)] * 4
-    np.testing.assert_array_equal(found.values[1][:2], cache([1.0, 2.0]).values[1])
+    found = empty(cache([1.0, 2.0]), 3)
+    assert found.segments.tolist() == [PADDING] * 3 and found.positions.shape == (3,)
+    assert [(x.shape, x.dtype) for x in (*found.keys, *found.values)] == [((3, 1, 2), jnp.float32)] * 4
+
+
+def test_a_cut_hides_the_end_and_nothing_else():
+    whole = cache([1.0, 2.0, 3.0])
+    found = cut(whole, jnp.int32(2))
+    assert found.segments.tolist() == [SHARED, SHARED, PADDING]
+    assert found.keys is whole.keys and found.positions is whole.positions
 
 
 def test_write_fills_one_slot_and_leaves_the_others():
-    own = with_free_slots(cache([1.0, 2.0]), 2)
+    own = empty(cache([1.0]), 4)
     found = write(own, cache([7.0], position=5), jnp.int32(2))
-    assert found.keys[0][:, 0, 0].tolist() == [1, 2, 7, 0]
-    assert found.values[1][:, 0, 0].tolist() == [31, 32, 37, 0]
-    assert found.positions.tolist() == [0, 1, 5, 0]
-    assert found.segments.tolist() == [SHARED, SHARED, SHARED, PADDING]
+    assert found.keys[0][:, 0, 0].tolist() == [0, 0, 7, 0]
+    assert found.values[1][:, 0, 0].tolist() == [0, 0, 37, 0]
+    assert found.positions.tolist() == [0, 0, 5, 0]
+    assert found.segments.tolist() == [PADDING, PADDING, SHARED, PADDING]
     assert own.segments[2] == PADDING

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from model.tiny import FAMILIES, VARIANTS, random_adapter, random_ids, sequence, stack, tiny_model
-from ttsi_jax.model.cache import PADDING, SHARED, with_free_slots, write
+from ttsi_jax.model.cache import PADDING, SHARED, empty, write
 from ttsi_jax.model.decoder import (
     RMSNorm,
     Tokens,
@@ -95,13 +95,13 @@ def test_cached_decoding_is_the_full_forward():
     n_prefix, n_prompt = 6, 11
     _, prefix = run(config, params, sequence(ids[:n_prefix], len(ids)), (), adapter, 2.0)
     prompt = sequence(ids[n_prefix:n_prompt], 7, n_prefix)
-    hidden, own = run(config, params, prompt, (prefix,), adapter, 2.0)
+    hidden, read = run(config, params, prompt, (prefix,), adapter, 2.0)
     found = [head(config, params, hidden)[: n_prompt - n_prefix]]
-    own = with_free_slots(own, len(ids) - n_prompt)
+    own = empty(read, len(ids) - n_prompt)
     for index, token in enumerate(ids[n_prompt:]):
         tokens = tokens_after(jnp.asarray([token]), jnp.int32(1), jnp.int32(n_prompt + index))
-        hidden, new = run(config, params, tokens, (prefix, own), adapter, 2.0)
-        own = write(own, new, jnp.int32(7 + index))
+        hidden, new = run(config, params, tokens, (prefix, read, own), adapter, 2.0)
+        own = write(own, new, jnp.int32(index))
         found.append(head(config, params, hidden))
     np.testing.assert_allclose(jnp.concatenate(found), full[n_prefix:], rtol=0, atol=1e-4)
 

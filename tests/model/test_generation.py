@@ -13,6 +13,7 @@ from model.tiny import (
     FAMILIES,
     VOCABULARY,
     padded,
+    prompted,
     random_adapter,
     random_ids,
     row,
@@ -55,7 +56,8 @@ def decode(slots, table=NEVER, n_steps=8, prompts=PROMPTS, keys=KEYS, sampling=N
     config, params = tiny_model()
     scripts = stack([script(own, 6) for own in slots])
     sampling = sampling or Sampling(0.0, 1.0)
-    return decode_wave(config, params, wave(prompts), scripts, table, keys, sampling, n_steps=n_steps, **more)
+    read = prompted(config, params, wave(prompts), **more)
+    return decode_wave(config, params, read, scripts, table, keys, sampling, n_steps=n_steps, **more)
 
 
 def greedy(ids: list[int], n: int, adapter=None) -> list[int]:
@@ -87,8 +89,10 @@ def test_greedy_decoding_is_transformers(references, variant):
     expected = generate(eos_token_id=stop, pad_token_id=0)[:, SIZE:].tolist()
 
     scripts = stack([script([(1, n_new)], 1)] * 3)
-    arguments = (ours.config, ours.params, wave(PROMPTS), scripts)
-    found = decode_wave(*arguments, closing(stop), KEYS, Sampling(0.0, 1.0), n_steps=n_new)
+    base = (ours.config, ours.params)
+    found = decode_wave(
+        *base, prompted(*base, wave(PROMPTS)), scripts, closing(stop), KEYS, Sampling(0.0, 1.0), n_steps=n_new
+    )
     for index, theirs_row in enumerate(expected):
         stopped = stop in theirs_row
         own = theirs_row[: theirs_row.index(stop)] if stopped else theirs_row
@@ -220,10 +224,11 @@ def test_each_row_has_its_own_adapter_and_prefix():
     scripts = stack([script([40, (1, 5)], 2)] * 3)
 
     def run(select):
+        past, own = (select(caches),), select(stack(adapters))
+        read = prompted(config, params, select(prompts), past, own, 2.0)
         return decode_wave(
-            config, params, select(prompts), select(scripts), NEVER, select(KEYS), Sampling(), (select(caches),),
-            select(stack(adapters)), n_steps=6, scale=2.0,
-        )  # fmt: skip
+            config, params, read, select(scripts), NEVER, select(KEYS), Sampling(), past, own, n_steps=6, scale=2.0
+        )
 
     together = run(lambda x: x)
     for index in range(3):

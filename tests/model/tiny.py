@@ -11,11 +11,12 @@ import numpy as np
 
 from ttsi_jax.adaptation import Batch
 from ttsi_jax.checkpoints.config import from_hf
+from ttsi_jax.model.cache import SHARED
 from ttsi_jax.model.config import DecoderConfig
 from ttsi_jax.model.decoder import Params, Tokens, abstract_params, tokens_after
 from ttsi_jax.model.generation import FORCED, Script
 from ttsi_jax.model.lora import Adapter, LoraConfig, init_adapter
-from ttsi_jax.model.scoring import Candidates
+from ttsi_jax.model.scoring import Candidates, Prompted, score_wave
 
 VOCABULARY = 288
 
@@ -129,3 +130,11 @@ def pair(prompt: list[int], answer: list[int], n_tokens: int, n_answer: int, sta
         labels=padded(answer, n_answer),
         weights=(jnp.arange(n_answer) < len(answer)).astype(jnp.float32),
     )
+
+
+def prompted(config, params, prompts, past=(), adapters=None, scale=1.0) -> Prompted:
+    """Whole prompts as `score_wave` reads them for decoding, with no candidates to speak of."""
+    n = prompts.ids.shape[0]
+    nothing = Candidates(jnp.zeros((n, 1, 1), jnp.int32), jnp.zeros((n, 1), jnp.int32))
+    lengths = jnp.sum(prompts.segments == SHARED, axis=1)
+    return score_wave(config, params, prompts, lengths, nothing, past, adapters, scale=scale).prompted

@@ -15,10 +15,11 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from ttsi_jax.model.cache import PADDING, SHARED, Cache, with_free_slots, write
+from ttsi_jax.model.cache import PADDING, SHARED, Cache, empty, wave_axis, write
 from ttsi_jax.model.config import DecoderConfig
-from ttsi_jax.model.decoder import Params, Tokens, forward, logits
+from ttsi_jax.model.decoder import Params, Past, Tokens, forward, logits
 from ttsi_jax.model.lora import Adapter
+from ttsi_jax.model.scoring import Prompted
 
 FORCED = 0  # the kind of a forced slot; free slots have kinds 1, 2, … = rows 0, 1, … of the tables
 
@@ -125,7 +126,7 @@ def _advance(script: Script, depth_changes: Array, row: _Progress, proposal: Arr
 def decode_wave(
     config: DecoderConfig,
     params: Params,
-    prompts: Tokens,
+    prompts: Prompted,
     scripts: Script,
     tables: SlotTables,
     keys: Array,
@@ -139,28 +140,22 @@ def decode_wave(
     """Decodes E rows at once until all have ended, in one device loop.
 
     Args:
-        prompts: [E, T], right-padded, at least one token each.
+        prompts: E prompts as `score_wave` read them, with the same adapters and past.
         scripts: every array with a leading axis E; a row of length 0 decodes nothing.
         tables: what each kind of free slot may hold and what closes it.
         keys: [E] one random key per row; results do not depend on other rows.
-        past: read-only caches with a leading axis E, before the prompts.
+        past: read-only caches before the prompts, with a leading axis E or without (then all rows share them).
         adapters: leading axis E, or None for the base.
         n_steps: most tokens a row may take, forced ones included (M).
 
     Returns:
         `Generated`, every array with a leading axis E.
     """
-    n_rows, n_prompt = prompts.ids.shape
-    n_slots = scripts.kinds.shape[1]
+    n_rows, n_slots = scripts.kinds.shape
+    own = jax.vmap(partial(empty, n_slots=n_steps))(prompts.cache)
 
-    run = partial(forward, config, params, scale=scale)
-
-    with jax.named_scope("decode_prompt"):
-        hidden, own = jax.vmap(run)(prompts, past, adapters)
-        last = jnp.sum(prompts.segments == SHARED, axis=1) - 1
-        scores = logits(config, params, jnp.take_along_axis(hidden, last[:, None, None], axis=1)[:, 0])
-        start = jnp.take_along_axis(prompts.positions, last[:, None], axis=1)[:, 0] + 1
-        own = jax.vmap(partial(with_free_slots, n_slots=n_steps))(own)
+    def read(token: Tokens, past: Past, prompt: Cache, own: Cache, adapter: Adapter | None) -> tuple[Array, Cache]:
+        return forward(config, params, token, (*past, prompt, own), adapter, scale)
 
     def step(carry: tuple) -> tuple:
         index, rows, ended, scores, own, out = carry
@@ -174,16 +169,18 @@ def decode_wave(
         out = (out[0].at[:, index].set(ids), out[1].at[:, index].set(slots))
 
         tokens = Tokens(
-            jnp.maximum(ids, 0)[:, None], (start + index)[:, None], jnp.where(ended, PADDING, SHARED)[:, None]
+            jnp.maximum(ids, 0)[:, None],
+            (prompts.position + index)[:, None],
+            jnp.where(ended, PADDING, SHARED)[:, None],
         )
-        hidden, new = jax.vmap(run)(tokens, (*past, own), adapters)
-        own = jax.vmap(write, (0, 0, None))(own, new, n_prompt + index)
+        hidden, new = jax.vmap(read, (0, wave_axis(past), 0, 0, 0))(tokens, past, prompts.cache, own, adapters)
+        own = jax.vmap(write, (0, 0, None))(own, new, index)
         return index + 1, rows, ended, logits(config, params, hidden[:, 0]), own, out
 
     zeros = jnp.zeros((n_rows,), jnp.int32)
     rows = _Progress(zeros, zeros + 1, zeros, jnp.full((n_rows, n_slots), -1, jnp.int32))
-    empty = jnp.full((n_rows, n_steps), -1, jnp.int32)
-    carry = (jnp.zeros((), jnp.int32), rows, scripts.length <= 0, scores, own, (empty, empty))
+    unfed = jnp.full((n_rows, n_steps), -1, jnp.int32)
+    carry = (jnp.zeros((), jnp.int32), rows, scripts.length <= 0, prompts.logits, own, (unfed, unfed))
     with jax.named_scope("decode"):
         carry = jax.lax.while_loop(lambda c: (c[0] < n_steps) & ~jnp.all(c[2]), step, carry)
     return Generated(*carry[5], carry[1].closing)

@@ -1,7 +1,8 @@
 """H's arithmetic: log-likelihoods of many candidates after one shared prompt, in one forward pass.
 
 The candidates are packed behind the prompt as segments that see the prompt and themselves, not each other, and all
-start at the same position. The prompt is computed once and its keys are never copied per candidate.
+start at the same position. The prompt is computed once, its keys are never copied per candidate, and decoding goes on
+from them.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from ttsi_jax.model.cache import PADDING, SHARED, Cache
+from ttsi_jax.model.cache import PADDING, SHARED, Cache, cut, wave_axis
 from ttsi_jax.model.config import DecoderConfig
 from ttsi_jax.model.decoder import Params, Past, Tokens, forward, logits, tokens_after
 from ttsi_jax.model.lora import Adapter
@@ -26,19 +27,36 @@ class Candidates(NamedTuple):
     lengths: Array  # [N] int32
 
 
-def candidate_log_likelihoods(
+class Prompted(NamedTuple):
+    """A prompt that has been read, as decoding goes on from it."""
+
+    logits: Array  # [V] float32, of the next token
+    cache: Cache  # [T] the prompt's tokens; those that do not count are hidden
+    position: Array  # int32, of the next token
+
+
+class Scored(NamedTuple):
+    """What one reading of a prompt gives."""
+
+    log_likelihoods: Array  # [N] float32 nats: log P(candidate | past, prompt); 0 for a row of length 0
+    prompted: Prompted
+
+
+def score(
     config: DecoderConfig,
     params: Params,
     prompt: Tokens,
+    start: Array,
     candidates: Candidates,
     past: Past = (),
     adapter: Adapter | None = None,
     scale: float = 1.0,
-) -> Array:
-    """log P(candidate | past, prompt) for each candidate, [N] float32 nats; 0 for a row of length 0.
+) -> Scored:
+    """Reads one prompt: its candidates' log-likelihoods, and what decoding goes on from.
 
     Args:
         prompt: right-padded [T], with at least one token.
+        start: int32, how many of the prompt's tokens come before what is decoded (candidates follow all of them).
         candidates: N continuations of up to C tokens.
     """
     n, c = candidates.ids.shape
@@ -51,7 +69,7 @@ def candidate_log_likelihoods(
         jnp.concatenate([prompt.positions, own_position.reshape(-1)]),
         jnp.concatenate([prompt.segments, own_segment.reshape(-1)]),
     )
-    hidden, _ = forward(config, params, packed, past, adapter, scale)
+    hidden, cache = forward(config, params, packed, past, adapter, scale)
 
     def log_probs(hidden: Array, ids: Array) -> Array:
         scores = logits(config, params, hidden)
@@ -59,11 +77,13 @@ def candidate_log_likelihoods(
 
     # All first tokens are predicted from the prompt's end, each later one from the token before it; one candidate at a
     # time, since logits of all of them together would be large.
-    scores = logits(config, params, hidden[last])
+    scores, next_scores = logits(config, params, hidden[jnp.stack([last, start - 1])])
     first = scores[candidates.ids[:, 0]] - jax.nn.logsumexp(scores)
     own_hidden = hidden[prompt.ids.shape[0] :].reshape(n, c, -1)
     later = jax.lax.map(lambda own: log_probs(*own), (own_hidden[:, :-1], candidates.ids[:, 1:]))
-    return jnp.sum(jnp.where(real, jnp.concatenate([first[:, None], later], axis=1), 0.0), axis=1)
+    log_likelihoods = jnp.sum(jnp.where(real, jnp.concatenate([first[:, None], later], axis=1), 0.0), axis=1)
+    own_cache = cut(jax.tree.map(lambda x: x[: prompt.ids.shape[0]], cache), start)
+    return Scored(log_likelihoods, Prompted(next_scores, own_cache, prompt.positions[start - 1] + 1))
 
 
 @partial(jax.jit, static_argnames=("config", "scale"))
@@ -71,17 +91,18 @@ def score_wave(
     config: DecoderConfig,
     params: Params,
     prompts: Tokens,
+    starts: Array,
     candidates: Candidates,
     past: tuple[Cache, ...] = (),
     adapters: Adapter | None = None,
     *,
     scale: float = 1.0,
-) -> Array:
-    """`candidate_log_likelihoods` for E inputs at once, [E, N]; every argument but `params` has a leading axis E."""
+) -> Scored:
+    """`score` for E inputs at once: every array has a leading axis E, but `params` and a `past` that all rows share."""
 
     with jax.named_scope("score"):
-        one = partial(candidate_log_likelihoods, config, params, scale=scale)
-        return jax.vmap(one)(prompts, candidates, past, adapters)
+        one = partial(score, config, params, scale=scale)
+        return jax.vmap(one, (0, 0, 0, wave_axis(past), 0))(prompts, starts, candidates, past, adapters)
 
 
 @partial(jax.jit, static_argnames=("config",))
