@@ -19,27 +19,32 @@ PADDING = -1  # segment of slots that nothing sees
 class Cache(NamedTuple):
     """Keys and values of one sequence; layers are separate arrays, since stacked ones would be copied at every step."""
 
-    keys: tuple[Array, ...]  # per layer [S, K, h]
-    values: tuple[Array, ...]  # per layer [S, K, h]
+    keys: tuple[Array, ...]  # per layer [K, S, h]: heads first, since attention then reads them as they lie
+    values: tuple[Array, ...]  # per layer [K, S, h]
     positions: Array  # [S] int32
     segments: Array  # [S] int32
 
 
 def empty(like: Cache, n_slots: int) -> Cache:
     """A cache of `n_slots` free slots, with the layers, heads and dtype of another one."""
-    keys, values, positions, segments = jax.tree.map(lambda x: jnp.zeros((n_slots, *x.shape[1:]), x.dtype), like)
-    return Cache(keys, values, positions, jnp.full_like(segments, PADDING))
+    keys, values = jax.tree.map(lambda x: jnp.zeros((x.shape[0], n_slots, x.shape[2]), x.dtype), like[:2])
+    return Cache(keys, values, jnp.zeros(n_slots, jnp.int32), jnp.full(n_slots, PADDING, jnp.int32))
 
 
-def cut(cache: Cache, length: Array) -> Cache:
-    """The cache with only its first `length` slots visible."""
-    index = jnp.arange(cache.segments.shape[0])
-    return cache._replace(segments=jnp.where(index < length, cache.segments, PADDING))
+def first(cache: Cache, n_slots: int, n_visible: Array) -> Cache:
+    """The cache's first `n_slots` slots, of which only the first `n_visible` are seen."""
+    keys, values = jax.tree.map(lambda x: x[:, :n_slots], cache[:2])
+    segments = jnp.where(jnp.arange(n_slots) < n_visible, cache.segments[:n_slots], PADDING)
+    return Cache(keys, values, cache.positions[:n_slots], segments)
 
 
 def write(cache: Cache, new: Cache, slot: Array) -> Cache:
     """The cache with the tokens of `new` written from `slot` on (in place where the buffers are donated or carried)."""
-    return jax.tree.map(lambda old, x: jax.lax.dynamic_update_slice_in_dim(old, x, slot, axis=0), cache, new)
+
+    def put(old: Array, x: Array) -> Array:
+        return jax.lax.dynamic_update_slice_in_dim(old, x, slot, axis=max(0, old.ndim - 2))
+
+    return jax.tree.map(put, cache, new)
 
 
 def wave_axis(past: tuple[Cache, ...]) -> int | None:

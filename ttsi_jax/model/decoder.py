@@ -101,11 +101,11 @@ class DecoderLayer(nnx.Module):
         x: Array,  # [T, D]
         rotation: tuple[Array, Array],  # cos and sin, each [T, h/2]
         visible: Array,  # [T, S + T] bool: past keys first, then this sequence's own
-        past: Sequence[tuple[Array, Array]],  # keys and values of each cache, [S_i, K, h]
+        past: Sequence[tuple[Array, Array]],  # keys and values of each cache, [K, S_i, h]
         adapter: dict[str, LowRank],
         scale: float,
     ) -> tuple[Array, tuple[Array, Array]]:
-        """Returns the stream after this layer [T, D], and the new keys and values [T, K, h]."""
+        """Returns the stream after this layer [T, D], and the new keys and values [K, T, h]."""
 
         def project(name: str, inputs: Array) -> Array:
             return getattr(self, name)(inputs, adapter.get(name), scale)
@@ -118,6 +118,7 @@ class DecoderLayer(nnx.Module):
             if self.q_norm is not None and self.k_norm is not None:
                 q, k = self.q_norm(q), self.k_norm(k)
             q, k = rotate(q, *rotation) * self.config.query_scale, rotate(k, *rotation)
+            k, v = jnp.swapaxes(k, 0, 1), jnp.swapaxes(v, 0, 1)
             y = project("o", attend(q, [*past, (k, v)], visible))
             x = x + (y if self.post_attention_norm is None else self.post_attention_norm(y))
         with jax.named_scope("mlp"):
@@ -179,21 +180,21 @@ def visibility(queries: Tokens, positions: Array, segments: Array, window: int |
 
 
 def attend(q: Array, keys_values: Sequence[tuple[Array, Array]], visible: Array) -> Array:
-    """Softmax attention of q [T, H, h] over several blocks of keys and values [S_i, K, h], without joining the blocks.
+    """Softmax attention of q [T, H, h] over several blocks of keys and values [K, S_i, h], without joining the blocks.
 
     Only the scores are concatenated, so a block that several sequences share is never copied per sequence.
     Returns [T, H * h].
     """
     n_tokens, n_heads, head_dim = q.shape
-    n_kv_heads = keys_values[0][0].shape[1]
+    n_kv_heads = keys_values[0][0].shape[0]
     q = q.reshape(n_tokens, n_kv_heads, n_heads // n_kv_heads, head_dim)
-    scores = [jnp.einsum("tkgh,skh->kgts", q, k, preferred_element_type=jnp.float32) for k, _ in keys_values]
+    scores = [jnp.einsum("tkgh,ksh->kgts", q, k, preferred_element_type=jnp.float32) for k, _ in keys_values]
     joint = jnp.where(visible, jnp.concatenate(scores, axis=-1), jnp.finfo(jnp.float32).min)
     weights = jax.nn.softmax(joint, axis=-1).astype(q.dtype)
     outputs, start = jnp.zeros_like(q), 0
     for _, v in keys_values:
-        outputs += jnp.einsum("kgts,skh->tkgh", weights[..., start : start + v.shape[0]], v)
-        start += v.shape[0]
+        outputs += jnp.einsum("kgts,ksh->tkgh", weights[..., start : start + v.shape[1]], v)
+        start += v.shape[1]
     return outputs.reshape(n_tokens, n_heads * head_dim)
 
 

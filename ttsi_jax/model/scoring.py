@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from ttsi_jax.model.cache import PADDING, SHARED, Cache, cut, wave_axis
+from ttsi_jax.model.cache import PADDING, SHARED, Cache, first, wave_axis
 from ttsi_jax.model.config import DecoderConfig
 from ttsi_jax.model.decoder import Params, Past, Tokens, forward, logits, tokens_after
 from ttsi_jax.model.lora import Adapter
@@ -78,11 +78,11 @@ def score(
     # All first tokens are predicted from the prompt's end, each later one from the token before it; one candidate at a
     # time, since logits of all of them together would be large.
     scores, next_scores = logits(config, params, hidden[jnp.stack([last, start - 1])])
-    first = scores[candidates.ids[:, 0]] - jax.nn.logsumexp(scores)
+    opening = scores[candidates.ids[:, 0]] - jax.nn.logsumexp(scores)
     own_hidden = hidden[prompt.ids.shape[0] :].reshape(n, c, -1)
     later = jax.lax.map(lambda own: log_probs(*own), (own_hidden[:, :-1], candidates.ids[:, 1:]))
-    log_likelihoods = jnp.sum(jnp.where(real, jnp.concatenate([first[:, None], later], axis=1), 0.0), axis=1)
-    own_cache = cut(jax.tree.map(lambda x: x[: prompt.ids.shape[0]], cache), start)
+    log_likelihoods = jnp.sum(jnp.where(real, jnp.concatenate([opening[:, None], later], axis=1), 0.0), axis=1)
+    own_cache = first(cache, prompt.ids.shape[0], start)
     return Scored(log_likelihoods, Prompted(next_scores, own_cache, prompt.positions[start - 1] + 1))
 
 
