@@ -23,6 +23,7 @@ from tiny_runs import (
     with_template,
 )
 from ttsi_jax import adaptation, loop
+from ttsi_jax.batching.waves import BASE
 from ttsi_jax.loop import Loop, run
 from ttsi_jax.model.generation import decode_wave
 from ttsi_jax.model.scoring import prefill_wave, score_wave
@@ -30,7 +31,6 @@ from ttsi_jax.runs.clock import CompileClock
 from ttsi_jax.runs.record import Record, to_json
 from ttsi_jax.synthesis import SynthesisConfig, Synthetic
 from ttsi_jax.tasks import Call, Example, GoldCall, Task
-from ttsi_jax.waves import BASE
 
 MODEL = tiny_model()
 KINDS = [(form, scope, "tt-si") for form in ("keys", "free") for scope in ("suffix", "all")]

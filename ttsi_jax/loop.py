@@ -23,10 +23,11 @@ import numpy as np
 
 from ttsi_jax.adaptation import UpdateRule
 from ttsi_jax.answering import LINE, TEXT, Slot, call_ids, keys_script, read_calls
+from ttsi_jax.batching.inputs import ADAPTATION, ANSWER, SYNTHESIS, Draft, assign_shapes, next_wave, prepare
+from ttsi_jax.batching.waves import BASE, Adapted, Ids, Pair, Row, Said, Waves
 from ttsi_jax.checkpoints import LanguageModel
 from ttsi_jax.config import RunConfig, check, resolve
 from ttsi_jax.errors import InputError
-from ttsi_jax.inputs import ADAPTATION, ANSWER, SYNTHESIS, Draft, assign_shapes, next_wave, prepare
 from ttsi_jax.model.generation import Sampling
 from ttsi_jax.model.scoring import Prompted
 from ttsi_jax.rules import LOSSES, RULES
@@ -41,7 +42,6 @@ from ttsi_jax.tasks import Task, Tool
 from ttsi_jax.tasks.pieces import keys_text
 from ttsi_jax.tasks.prompts import OPENING, PromptEncoder, answer_messages
 from ttsi_jax.uncertainty import ESTIMATORS, gate_wave
-from ttsi_jax.waves import BASE, Adapted, Ids, Pair, Row, Said, Waves
 
 SHAPE = attrgetter("shape")  # what the inputs of a wave have in common
 Progress = Callable[[str, int, int], None]  # stage, inputs done, inputs known so far

@@ -11,15 +11,15 @@ from hypothesis import strategies as st
 
 from model.tiny import random_adapter
 from tiny_runs import EXAMPLES, settings, tiny_model
-from ttsi_jax import waves as module
 from ttsi_jax.answering import LINE, STRING, TEXT, Slot
-from ttsi_jax.inputs import assign_shapes, prepare
+from ttsi_jax.batching import waves as module
+from ttsi_jax.batching.inputs import assign_shapes, prepare
+from ttsi_jax.batching.waves import BASE, Adapted, Pair, Shape, Waves, bucket, pad, training_shape
 from ttsi_jax.model.decoder import forward, logits, tokens_after
 from ttsi_jax.model.generation import FORCED, Sampling
 from ttsi_jax.model.lora import LoraConfig
 from ttsi_jax.rules import adamw, answer_cross_entropy
 from ttsi_jax.tasks.prompts import PromptEncoder
-from ttsi_jax.waves import BASE, Adapted, Pair, Shape, Waves, bucket, pad, training_shape
 
 E, N_STEPS = 4, 24  # as in the loop's tests, which then find these programs compiled
 MODEL = tiny_model()

@@ -17,6 +17,7 @@ import jax
 import numpy as np
 from jax import Array
 
+from ttsi_jax.batching.waves import Ids, Pair, Row, Shape, training_shape
 from ttsi_jax.config import RunConfig
 from ttsi_jax.errors import InputError
 from ttsi_jax.runs.record import Record
@@ -32,7 +33,6 @@ from ttsi_jax.tasks.prompts import (
     request_opening,
     synthesis_messages,
 )
-from ttsi_jax.waves import Ids, Pair, Row, Shape, training_shape
 
 PREFIX_STEP, SUFFIX_STEP = 32, 16  # lengths are rounded up to these
 BUCKET_COST = 32_768  # padded prefix tokens that another bucket's programs are worth: about a minute on two cores

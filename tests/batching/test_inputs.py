@@ -12,12 +12,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tiny_runs import ADD, EXAMPLES, GREET, PING, example, settings, tiny_model
-from ttsi_jax.inputs import Draft, assign_shapes, example_key, length_buckets, next_wave, prepare
+from ttsi_jax.batching.inputs import Draft, assign_shapes, example_key, length_buckets, next_wave, prepare
+from ttsi_jax.batching.waves import Pair
 from ttsi_jax.runs.record import Record
 from ttsi_jax.runs.scores import plain, read_plain
 from ttsi_jax.tasks import Call, GoldCall
 from ttsi_jax.tasks.prompts import OPENING, PromptEncoder
-from ttsi_jax.waves import Pair
 
 ENCODER = PromptEncoder(tiny_model().tokenizer)
 
