@@ -12,6 +12,8 @@ It is meant to be as fast as this stack gets without leaving it, so that a ratio
 The caller sets the number of threads (`torch.set_num_threads`).
 """
 
+# torch and peft are an extra: the type checker also runs where they are not installed.
+# pyright: reportMissingImports=false
 from __future__ import annotations
 
 import math
