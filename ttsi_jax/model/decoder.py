@@ -21,6 +21,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 
+from ttsi_jax.model.attention import attend
 from ttsi_jax.model.cache import PADDING, SHARED, Cache
 from ttsi_jax.model.config import DecoderConfig, Rope
 from ttsi_jax.model.lora import Adapter, LowRank
@@ -57,9 +58,9 @@ class Linear(nnx.Module):
         if low_rank is None:
             return y
         a, b = low_rank.a.astype(x.dtype), low_rank.b.astype(x.dtype)
-        inner = jnp.einsum("ti,ir->tr", x, a, preferred_element_type=jnp.float32).astype(x.dtype)
-        update = jnp.einsum("tr,ro->to", inner, b, preferred_element_type=jnp.float32)
-        return y + (update * scale).astype(y.dtype)
+        inner = jnp.einsum("ti,ir->tr", x, a, preferred_element_type=jnp.float32)
+        update = jnp.einsum("tr,ro->to", (inner * scale).astype(x.dtype), b, preferred_element_type=jnp.float32)
+        return y + update.astype(y.dtype)
 
 
 class RMSNorm(nnx.Module):
@@ -177,25 +178,6 @@ def visibility(queries: Tokens, positions: Array, segments: Array, window: int |
     visible = (segments == SHARED) | ((segments == queries.segments[:, None]) & (segments != PADDING))
     visible &= distance >= 0
     return visible if window is None else visible & (distance < window)
-
-
-def attend(q: Array, keys_values: Sequence[tuple[Array, Array]], visible: Array) -> Array:
-    """Softmax attention of q [T, H, h] over several blocks of keys and values [K, S_i, h], without joining the blocks.
-
-    Only the scores are concatenated, so a block that several sequences share is never copied per sequence.
-    Returns [T, H * h].
-    """
-    n_tokens, n_heads, head_dim = q.shape
-    n_kv_heads = keys_values[0][0].shape[0]
-    q = q.reshape(n_tokens, n_kv_heads, n_heads // n_kv_heads, head_dim)
-    scores = [jnp.einsum("tkgh,ksh->kgts", q, k, preferred_element_type=jnp.float32) for k, _ in keys_values]
-    joint = jnp.where(visible, jnp.concatenate(scores, axis=-1), jnp.finfo(jnp.float32).min)
-    weights = jax.nn.softmax(joint, axis=-1).astype(q.dtype)
-    outputs, start = jnp.zeros_like(q), 0
-    for _, v in keys_values:
-        outputs += jnp.einsum("kgts,ksh->tkgh", weights[..., start : start + v.shape[1]], v)
-        start += v.shape[1]
-    return outputs.reshape(n_tokens, n_heads * head_dim)
 
 
 def forward(
