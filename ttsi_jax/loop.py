@@ -46,6 +46,7 @@ from ttsi_jax.runs.summary import summarise
 from ttsi_jax.synthesis import Synthesizer, Synthetic, check_pair
 from ttsi_jax.tasks import Task, Tool
 from ttsi_jax.tasks.prompts import OPENING, PromptEncoder, answer_messages
+from ttsi_jax.testing.rules import check_shapes
 from ttsi_jax.uncertainty import gate_wave
 
 SHAPE = attrgetter("shape")  # what the inputs of a wave have in common
@@ -89,7 +90,11 @@ def run(
     weights = {"model": model.name, "checksum": model.checksum, "dtype": str(model.params["embed"].dtype)}
     described = weights | {"task": task.name, "inputs": fingerprint(task)}
     with CompileClock() as clock:
-        loop = Loop(model, config, progress, clock, find_parts(config, parts))
+        found = find_parts(config, parts)
+        if parts or ":" in config.adapt.rule + config.adapt.loss:  # not the library's own: explain before anything runs
+            pair = f"update rule '{config.adapt.rule}' with loss '{config.adapt.loss}'"
+            check_shapes(pair, found.rule, found.loss)
+        loop = Loop(model, config, progress, clock, found)
         if out is not None and config.adapt.reset == "never" and not config.adapt.save:
             raise InputError("a run with --adapt.reset never can only be resumed with its adapters: add --adapt.save")
         if out is None:

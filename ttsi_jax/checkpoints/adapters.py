@@ -62,9 +62,8 @@ def load_adapter(run: str | Path, id: str) -> tuple[Adapter, LoraConfig]:
     wave = _restore(path, **{_TREE: ocp.args.StandardRestore()})[_TREE]
     tree = jax.tree.map(lambda x: x[row], wave)
     adapter = {int(layer): {name: LowRank(**own) for name, own in names.items()} for layer, names in tree.items()}
-    lora: dict[str, Any] = {
-        key: tuple(value) if isinstance(value, list) else value for key, value in about["lora"].items()
-    }
+    lora: Any = about["lora"]
+    lora |= {name: tuple(lora[name]) for name in ("targets", "layers")}
     return adapter, LoraConfig(**lora)
 
 

@@ -6,6 +6,7 @@ A loss is checked as the library uses it, under a rule that follows its gradient
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -84,7 +85,7 @@ def check_shapes(what: str, rule: UpdateRule, loss: Loss) -> None:
     if value[0].shape != () or value[0].dtype != jnp.float32:
         raise ContractError(f"{what}: the loss is {value[0].dtype}{list(value[0].shape)}, not a float32 scalar")
     with explained(what):
-        found = jax.eval_shape(lambda *args: rule.step(_bound(loss), *args), adapter, state, batch, key)
+        found = jax.eval_shape(partial(rule.step, _bound(loss)), adapter, state, batch, key)
     if not (isinstance(found, tuple) and len(found) == 3 and isinstance(found[2], dict) and "loss" in found[2]):
         raise ContractError(f"{what}: a step returns (adapter, state, metrics with 'loss'), not {found}")
     same_types(what, "changes the adapter's shape", adapter, found[0], "A step keeps the pytree that it was given.")
@@ -104,9 +105,9 @@ def _check(what: str, rule: UpdateRule, loss: Loss) -> None:
     check_shapes(what, rule, loss)
     adapter, batch, key = example = _example(0, extras)
     state = rule.init(adapter, jnp.int32(_STEPS))
-    check_pure(what, lambda *args: rule.step(loss_fn, *args), adapter, state, batch, key)
+    check_pure(what, partial(rule.step, loss_fn), adapter, state, batch, key)
 
-    step = jax.jit(lambda *args: rule.step(loss_fn, *args))
+    step = jax.jit(partial(rule.step, loss_fn), compiler_options=_quick())
 
     def train(adapter: Adapter, batch: Batch, key: Array, take: Callable = step, vmap: bool = False) -> _Trained:
         n_steps = jnp.full(key.shape, _STEPS, jnp.int32)
@@ -119,7 +120,7 @@ def _check(what: str, rule: UpdateRule, loss: Loss) -> None:
 
     with explained(what):
         alone = train(*example)
-        if (n := step._cache_size()) != 1:
+        if (n := _n_compiled(step)) != 1:
             raise ContractError(f"{what} is compiled {n} times in {_STEPS} steps: keep no Python numbers in the state")
         again = train(*example)
     _same_training(what, "does not reset", example[0], alone, again, "the same example once more", 0.0,
@@ -128,7 +129,7 @@ def _check(what: str, rule: UpdateRule, loss: Loss) -> None:
     fresh = {layer: {name: LowRank(x.a, 0 * x.b) for name, x in own.items()} for layer, own in adapter.items()}
     empty = batch._replace(weights=0 * batch.weights)
     for case, args in {"a fresh adapter (b = 0)": (fresh, batch), "an answer of weight 0": (adapter, empty)}.items():
-        trained = train(*args, key)
+        trained = train(args[0], args[1], key)
         for index in range(_STEPS):
             values = {"adapter": trained.adapters[index], "loss": trained.losses[index]}
             hint = "There a gradient is 0: add a small number where you divide by its norm or take its root."
@@ -142,9 +143,9 @@ def _check(what: str, rule: UpdateRule, loss: Loss) -> None:
     case = "1 example of 6 tokens, 1 padding token"
     _same_training(what, "is not padding invariant", adapter, alone, longer, case, _CLOSE, _AVERAGE)
 
-    wave = jax.jit(jax.vmap(lambda *args: rule.step(loss_fn, *args)))
-    together = _rows(train(*_stack([example, _example(1, extras)]), wave, True))
-    mates = _rows(train(*_stack([example, _example(2, extras)]), wave, True))
+    wave = jax.jit(jax.vmap(partial(rule.step, loss_fn)), compiler_options=_quick())
+    together = _rows(train(*_stack([example, _example(1, extras)]), take=wave, vmap=True))
+    mates = _rows(train(*_stack([example, _example(2, extras)]), take=wave, vmap=True))
     hint = "Write for one example: no averages over the wave, nothing that Python remembers."
     _same_training(what, "depends on batch mates", adapter, together[0], mates[0], "a wave of 2, the other one changed",
                    0.0, hint)  # fmt: skip
@@ -161,8 +162,8 @@ def _same_training(
     for index in range(_STEPS):
         now = f"{case}, step {index + 1}"
         same_values(what, property, {"loss": one.losses[index]}, {"loss": two.losses[index]}, now, hint, tolerance)
-        adapters = [{"adapter": trained.adapters[index]} for trained in (one, two)]
-        same_values(what, property, *adapters, now, hint, tolerance, {"adapter": start})
+        before, after = {"adapter": one.adapters[index]}, {"adapter": two.adapters[index]}
+        same_values(what, property, before, after, now, hint, tolerance, {"adapter": start})
 
 
 def _same_program(what: str, make: Callable[..., UpdateRule]) -> UpdateRule:
@@ -180,6 +181,16 @@ def _same_program(what: str, make: Callable[..., UpdateRule]) -> UpdateRule:
             f"module's top level and let `init` put the rate into the state, as an array."
         )
     return one
+
+
+def _quick() -> dict[str, Any] | None:
+    """Compiling takes longest, and on a CPU it need not be thorough here."""
+    on_cpu = jax.default_backend() == "cpu"
+    return {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True} if on_cpu else None
+
+
+def _n_compiled(jitted: Any) -> int:
+    return jitted._cache_size()
 
 
 def _bound(loss: Loss) -> LossFn:

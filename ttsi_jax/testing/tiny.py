@@ -38,12 +38,7 @@ def tiny_model(vocab_size: int = 16, hidden_size: int = 8, n_layers: int = 1) ->
         return jnp.asarray(rng.normal(size=leaf.shape) * leaf.shape[0] ** -0.5, leaf.dtype)
 
     params = jax.tree.map(fill, abstract_params(config))
-    return config, params | {"embed": params["embed"] * leaf_scale(vocab_size)}
-
-
-def leaf_scale(vocab_size: int) -> float:
-    """Brings embeddings to unit variance."""
-    return vocab_size**0.5
+    return config, params | {"embed": params["embed"] * vocab_size**0.5}  # unit variance
 
 
 @lru_cache
