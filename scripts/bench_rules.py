@@ -17,7 +17,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -52,6 +52,7 @@ class Lab:
         epochs: training steps per pair.
         lr: one rate for all rules; by default each rule's own.
         scope: what adapters act on.
+        select: which inputs adapt.
         tokens: length of the sequence whose step is measured.
         prefix: cached tokens before it.
         seed: of the run.
@@ -67,7 +68,8 @@ class Lab:
     wave: int = 8
     epochs: int = 5
     lr: float | None = None
-    scope: str = "suffix"
+    scope: Literal["all", "suffix"] = "suffix"
+    select: Literal["uncertain", "certain", "all"] = "all"
     tokens: int = 96
     prefix: int = 256
     seed: int = 0
@@ -91,9 +93,10 @@ class Measured(NamedTuple):
 
 
 def configuration(lab: Lab, rule: str, loss: str) -> ttsi.RunConfig:
-    adapt = ttsi.AdaptConfig(scope=lab.scope, rule=rule, loss=loss, epochs=lab.epochs, lr=lab.lr)  # pyright: ignore
+    adapt = ttsi.AdaptConfig(scope=lab.scope, rule=rule, loss=loss, epochs=lab.epochs, lr=lab.lr)
     answer = ttsi.AnswerConfig(form="keys")
-    return ttsi.RunConfig(adapt=adapt, answer=answer, wave=lab.wave, seed=lab.seed)
+    gate = ttsi.GateConfig(select=lab.select)
+    return ttsi.RunConfig(gate=gate, adapt=adapt, answer=answer, wave=lab.wave, seed=lab.seed)
 
 
 def plain_pair(example: ttsi.Example, attempt: int) -> ttsi.Synthetic:
@@ -161,15 +164,14 @@ def measure(lab: Lab, model: ttsi.LanguageModel, task: ttsi.Task, rule: str, los
 
 
 def table(results: Sequence[Measured], n: int) -> Table:
-    shown = Table(title=f"{n} inputs; loss: mean over the adapted inputs, before the first and the last step")
-    columns = ("rule", "loss", "first", "last", "gain", "broke", "adapted", "s/input", "GFLOP/step", "MiB/step")
-    for name in (*columns, "compile s"):
-        shown.add_column(name, justify="left" if name in ("rule", "loss") else "right")
+    shown = Table(title=f"{n} inputs; loss: mean over those that adapted, before the first and before the last step")
+    for name in ("rule and loss", "loss", "adapted", "gain", "broke", "s/input", "GFLOP", "MiB", "compile s"):
+        shown.add_column(name, justify="left" if name == "rule and loss" else "right", no_wrap=True)
     for own in results:
-        first, last = (own.curve[0], own.curve[-1]) if own.curve else (float("nan"),) * 2
+        curve = f"{own.curve[0]:.3f} → {own.curve[-1]:.3f}" if own.curve else "–"
         shown.add_row(
-            own.rule, own.loss, f"{first:.3f}", f"{last:.3f}", f"{own.gain:+d}", str(own.broke), str(own.adapted),
-            f"{own.seconds:.2f}", f"{own.flops / 1e9:.1f}", f"{own.memory / 2**20:.0f}", f"{own.compile_seconds:.0f}",
+            f"{own.rule}, {own.loss}", curve, str(own.adapted), f"{own.gain:+d}", str(own.broke), f"{own.seconds:.2f}",
+            f"{own.flops / 1e9:.1f}", f"{own.memory / 2**20:.0f}", f"{own.compile_seconds:.0f}",
         )  # fmt: skip
     return shown
 

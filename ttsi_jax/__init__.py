@@ -1,11 +1,15 @@
 """Test-time self-improvement for tool-calling language models, in pure JAX (arXiv 2510.07841).
 
 >>> import ttsi_jax as ttsi
->>> model = ttsi.load_model("smollm2-135m-instruct")
->>> task = ttsi.load_task("bfcl:multiple", limit=24)
->>> config = ttsi.RunConfig(answer=ttsi.AnswerConfig(form="keys"), adapt=ttsi.AdaptConfig(scope="suffix"))
->>> result = ttsi.run(model, task, config, out="runs/first")
->>> result.summary["pick_accuracy_base"], result.summary["pick_accuracy"]
+>>> model = ttsi.tiny_language_model()  # random; or ttsi.load_model("smollm2-135m-instruct")
+>>> schema = {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}
+>>> tools = tuple(ttsi.Tool(name, "", schema) for name in ("forecast", "traffic"))
+>>> rain = ttsi.Example("w1", ({"role": "user", "content": "Rain in Oslo?"},), tools, None)
+>>> task = ttsi.Task("mine", (rain,))  # or ttsi.load_task("bfcl:multiple", limit=24)
+>>> config = ttsi.RunConfig(method="base", answer=ttsi.AnswerConfig(form="keys", max_tokens=24), wave=1)
+>>> result = ttsi.run(model, task, config)  # and out="runs/first" keeps it
+>>> [record.candidates for record in result.records]
+[['forecast', 'traffic']]
 """
 
 from ttsi_jax.adaptation import (
@@ -45,7 +49,7 @@ from ttsi_jax.rules import (
 from ttsi_jax.runs.record import Record
 from ttsi_jax.synthesis import SynthesisConfig, Synthesizer, Synthetic, recorded
 from ttsi_jax.tasks import Call, Example, GoldCall, Task, Tool, load_task
-from ttsi_jax.testing import check_estimator, check_loss, check_rule
+from ttsi_jax.testing import check_estimator, check_loss, check_rule, tiny_language_model, tiny_model
 from ttsi_jax.uncertainty import Estimator, GateConfig, margin, relative_softmax
 
 __version__ = "0.2.0"
@@ -110,4 +114,6 @@ __all__ = [
     "self_distillation",
     "sgd",
     "sign_sgd",
+    "tiny_language_model",
+    "tiny_model",
 ]
