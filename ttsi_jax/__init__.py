@@ -1,3 +1,5 @@
+# pyright: strict, reportUnknownMemberType=false, reportUnknownVariableType=false
+# pyright: reportUnknownArgumentType=false, reportUnknownLambdaType=false
 """Test-time self-improvement for tool-calling language models, in pure JAX (arXiv 2510.07841).
 
 >>> import ttsi_jax as ttsi

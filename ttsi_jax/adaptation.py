@@ -1,3 +1,5 @@
+# pyright: strict, reportUnknownMemberType=false, reportUnknownVariableType=false
+# pyright: reportUnknownArgumentType=false, reportUnknownLambdaType=false
 """T: test-time fine-tuning, one low-rank adapter per input (paper, Algorithm 1, step 3).
 
 A loss and an update rule are written for ONE example. This module does the rest: it scans over the training steps,
@@ -285,10 +287,10 @@ def adapt_wave(
     axis = wave_axis(past)
     own_past = past if axis == 0 else ()
 
-    def skip(adapters, *rest):  # noqa: ANN001, ANN002, ANN202
+    def skip(adapters: Adapter, *rest: Any) -> tuple[Adapter, Array]:
         return adapters, jnp.full((chunk, max_steps), jnp.nan)
 
-    def adapt_chunk(part: tuple) -> tuple[Adapter, Array]:
+    def adapt_chunk(part: tuple[Any, ...]) -> tuple[Adapter, Array]:
         *rows, own_past = part
         train = jax.vmap(one, (0,) * len(rows) + (axis,))
         return jax.lax.cond(jnp.any(part[4] > 0), train, skip, *rows, own_past if axis == 0 else past)

@@ -1,3 +1,5 @@
+# pyright: strict, reportUnknownMemberType=false, reportUnknownVariableType=false
+# pyright: reportUnknownArgumentType=false, reportUnknownLambdaType=false
 """From a prompt to function calls: what the model decodes, and how it is read.
 
 Two forms. `free`: the model writes its whole answer, which is parsed. `keys`: the function that scoring picked and its

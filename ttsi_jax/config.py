@@ -1,3 +1,5 @@
+# pyright: strict, reportUnknownMemberType=false, reportUnknownVariableType=false
+# pyright: reportUnknownArgumentType=false, reportUnknownLambdaType=false
 """A run's configuration: the settings of its steps, and the names that stand for objects."""
 
 from __future__ import annotations
@@ -97,7 +99,7 @@ def find_parts(config: RunConfig, given: Mapping[str, Any]) -> Parts:
     return Parts(**found)
 
 
-def _make_rule(make: Callable[..., UpdateRule], config: AdaptConfig) -> UpdateRule:
+def _make_rule(make: Callable[..., Any], config: AdaptConfig) -> UpdateRule:
     try:
         rule = make() if config.lr is None else make(config.lr)
     except TypeError as error:

@@ -1,3 +1,5 @@
+# pyright: strict, reportUnknownMemberType=false, reportUnknownVariableType=false
+# pyright: reportUnknownArgumentType=false, reportUnknownLambdaType=false
 """G: the model writes training examples for an input it is unsure of (paper, Algorithm 1, step 2).
 
 The input's label is never seen. Two ways to a pair (request, call):

@@ -1,3 +1,5 @@
+# pyright: strict, reportUnknownMemberType=false, reportUnknownVariableType=false
+# pyright: reportUnknownArgumentType=false, reportUnknownLambdaType=false
 """H: how unsure the model is between the candidate functions (paper, Algorithm 1, step 1).
 
 Estimators are pure functions of ONE input: log-likelihoods [N] float32 and a mask [N] bool of real candidates, to a

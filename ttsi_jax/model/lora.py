@@ -1,3 +1,5 @@
+# pyright: strict, reportUnknownMemberType=false, reportUnknownVariableType=false
+# pyright: reportUnknownArgumentType=false, reportUnknownLambdaType=false
 """Low-rank adapters: a second pytree beside the read-only base.
 
 An adapter holds, for some layers and some of their projections, a pair of factors; a projection with one computes

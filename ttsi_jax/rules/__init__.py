@@ -1,3 +1,5 @@
+# pyright: strict, reportUnknownMemberType=false, reportUnknownVariableType=false
+# pyright: reportUnknownArgumentType=false, reportUnknownLambdaType=false
 """The gallery of losses and update rules; each is written for ONE example, and `ttsi_jax.adaptation` lifts it."""
 
 from collections.abc import Callable

@@ -1,3 +1,5 @@
+# pyright: strict, reportUnknownMemberType=false, reportUnknownVariableType=false
+# pyright: reportUnknownArgumentType=false, reportUnknownLambdaType=false
 """What some losses ask for beside a pair: a wrong call, and how good a sampled answer is. No arrays here."""
 
 from __future__ import annotations

@@ -1,3 +1,5 @@
+# pyright: strict, reportUnknownMemberType=false, reportUnknownVariableType=false
+# pyright: reportUnknownArgumentType=false, reportUnknownLambdaType=false
 """Losses of one example. All are in nats; `forward(None, ...)` is theta_0, which no loss trains.
 
 Shapes: A answer tokens, V vocabulary, M samples.

@@ -1,3 +1,5 @@
+# pyright: strict, reportUnknownMemberType=false, reportUnknownVariableType=false
+# pyright: reportUnknownArgumentType=false, reportUnknownLambdaType=false, reportMissingTypeStubs=false
 """Update rules of one example's adapter.
 
 Rates and other hyperparameters are arrays in the rule's state, so that another value compiles nothing.

@@ -1,3 +1,5 @@
+# pyright: strict, reportUnknownMemberType=false, reportUnknownVariableType=false
+# pyright: reportUnknownArgumentType=false, reportUnknownLambdaType=false
 """Contract checks for what a researcher writes, on a tiny random model: seconds, no download.
 
 >>> from ttsi_jax.rules import sgd

@@ -1,10 +1,12 @@
+# pyright: strict, reportUnknownMemberType=false, reportUnknownVariableType=false
+# pyright: reportUnknownArgumentType=false, reportUnknownLambdaType=false
 """What checks have in common: an error that explains, and comparisons that show the smallest counter-example."""
 
 from __future__ import annotations
 
 import re
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -22,7 +24,7 @@ class ContractError(InputError):
 
 
 @contextmanager
-def explained(what: str) -> Iterator[None]:
+def explained(what: str) -> Generator[None]:
     """Turns what tracing raises into a `ContractError` that shows the line of the user's own code.
 
     `what`: the kind and name, such as "update rule 'mine'".

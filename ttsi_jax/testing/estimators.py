@@ -1,3 +1,5 @@
+# pyright: strict, reportUnknownMemberType=false, reportUnknownVariableType=false
+# pyright: reportUnknownArgumentType=false, reportUnknownLambdaType=false
 """`check_estimator`: a certainty that depends on the real candidates alone."""
 
 from __future__ import annotations

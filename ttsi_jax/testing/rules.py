@@ -1,3 +1,5 @@
+# pyright: strict, reportUnknownMemberType=false, reportUnknownVariableType=false
+# pyright: reportUnknownArgumentType=false, reportUnknownLambdaType=false
 """`check_rule` and `check_loss`: one example's training, taken through every way in which the library runs it.
 
 A loss is checked as the library uses it, under a rule that follows its gradient; a rule under the paper's loss.
@@ -109,7 +111,9 @@ def _check(what: str, rule: UpdateRule, loss: Loss) -> None:
 
     step = jax.jit(partial(rule.step, loss_fn), compiler_options=_quick())
 
-    def train(adapter: Adapter, batch: Batch, key: Array, take: Callable = step, vmap: bool = False) -> _Trained:
+    def train(
+        adapter: Adapter, batch: Batch, key: Array, take: Callable[..., Any] = step, vmap: bool = False
+    ) -> _Trained:
         n_steps = jnp.full(key.shape, _STEPS, jnp.int32)
         state, trained = (jax.vmap(rule.init) if vmap else rule.init)(adapter, n_steps), _Trained([], [])
         for _ in range(_STEPS):
@@ -166,7 +170,7 @@ def _same_training(
         same_values(what, property, before, after, now, hint, tolerance, {"adapter": start})
 
 
-def _same_program(what: str, make: Callable[..., UpdateRule]) -> UpdateRule:
+def _same_program(what: str, make: Callable[..., Any]) -> UpdateRule:
     """The rule of one rate, after a look at another's."""
     try:
         one, two = make(1e-2), make(2e-2)

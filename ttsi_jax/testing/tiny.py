@@ -1,3 +1,5 @@
+# pyright: strict, reportUnknownMemberType=false, reportUnknownVariableType=false
+# pyright: reportUnknownArgumentType=false, reportUnknownLambdaType=false
 """Tiny random models, built in memory: for checks, for trying things out, for benchmarks of everything but quality."""
 
 from __future__ import annotations
