@@ -50,12 +50,12 @@ class Settings:
 
     model: str = "smollm2-135m-instruct"
     inputs: int = 4
-    prefix: int = 256
-    suffix: int = 96
-    answer: int = 48
+    prefix: int = 192
+    suffix: int = 64
+    answer: int = 32
     candidates: int = 4
-    steps: int = 3
-    repeats: int = 3
+    steps: int = 2
+    repeats: int = 2
     json: Path | None = None
 
 
