@@ -151,7 +151,7 @@ def test_what_cannot_be_used_is_told_on_stderr(capsys, argv, code, message):
     ("changes", "message"),
     [
         (["--dtype", "int8"], "dtype 'int8' is not supported; supported: float32, bfloat16"),
-        (["--adapt.rule", "sgd"], "unknown update rule 'sgd'. Known: adamw"),
+        (["--adapt.rule", "ftrl"], "unknown update rule 'ftrl'. Known: adamw"),
         (["--gate.estimator", "nowhere:f"], "estimator 'nowhere:f' cannot be imported"),
     ],
 )

@@ -48,7 +48,7 @@ def test_a_rule_and_a_loss_of_ones_own(usual):
     ("changes", "message"),
     [
         (gate(estimator="margn"), "unknown estimator 'margn'; did you mean 'margin'? Known: margin"),
-        ({"adapt": replace(settings().adapt, rule="sgd")}, "unknown update rule 'sgd'. Known: adamw"),
+        ({"adapt": replace(settings().adapt, rule="ftrl")}, "unknown update rule 'ftrl'. Known: adamw"),
         ({"adapt": replace(settings().adapt, loss="hinge")}, "unknown loss 'hinge'. Known: answer_cross_entropy"),
         (
             {"adapt": replace(settings().adapt, rule="tiny_runs:none")},

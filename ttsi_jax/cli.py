@@ -1,4 +1,4 @@
-"""The command line: `ttsi-jax run | compare | report | models | tasks`.
+"""The command line: `ttsi-jax run | compare | report | export | models | tasks`.
 
 Exit codes: 0 done; 1 finished, but some inputs failed; 2 bad arguments or input; 3 a model file that cannot be used;
 130 interrupted, and the same command resumes.
@@ -80,6 +80,21 @@ class Report:
 
 
 @dataclass(frozen=True)
+class Export:
+    """Write the adapter of one input as a directory that PEFT loads; the run must have been made with --adapt.save.
+
+    Attributes:
+        run: the run's directory.
+        id: the input's id.
+        out: the directory to write.
+    """
+
+    run: Annotated[Path, tyro.conf.Positional]
+    id: Annotated[str, tyro.conf.Positional]
+    out: Path
+
+
+@dataclass(frozen=True)
 class Models:
     """List the models that have a short name, and the families that can be loaded."""
 
@@ -143,6 +158,14 @@ def report(args: Report) -> int:
     return DONE
 
 
+def export(args: Export) -> int:
+    from ttsi_jax.checkpoints.adapters import export_adapter
+
+    export_adapter(args.run, args.id, args.out)
+    _say(f"adapter of input '{args.id}': {args.out}")
+    return DONE
+
+
 def models(args: Models) -> int:
     from ttsi_jax.checkpoints import describe_models
     from ttsi_jax.runs.table import plain_table
@@ -162,7 +185,7 @@ def tasks(args: Tasks) -> int:
 
 def main(argv: list[str] | None = None) -> int:
     """Runs a command; returns its exit code."""
-    commands = {Run: run, Compare: compare, Report: report, Models: models, Tasks: tasks}
+    commands = {Run: run, Compare: compare, Report: report, Export: export, Models: models, Tasks: tasks}
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     sys.path.append(os.getcwd())  # where a user's own rules, losses and estimators lie
     try:

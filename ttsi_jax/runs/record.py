@@ -42,6 +42,7 @@ class Record:
     adapted_calls: list[Call] | None = None
     calls: list[Call] | None = None
     adapted: bool = False
+    adapted_after: str | None = None  # the input whose adapter this one's began as, where a run does not reset
     reverted: bool = False
     reason: str | None = None
     gold: list[Call] | None = None
