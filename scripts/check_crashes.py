@@ -121,7 +121,7 @@ class Check:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--kills", type=int, default=50)
     parser.add_argument("--full-disks", type=int, default=10)
     parser.add_argument("--signals", type=int, default=20)
@@ -200,9 +200,14 @@ def check(runs: Runs, options: argparse.Namespace) -> int:
             found.expect(code == 130 and "the same command resumes the run" in said, f"{way} ends with {code}: {said}")
         else:
             found.expect(code == -signal.SIGKILL, f"a killed process ends with {code}: {said}")
+    out = runs.folder / "shared"
     first = runs.start(out)
     begin(first)
+    while not (out / "config.json").exists():
+        time.sleep(0.01)
+    first.send_signal(signal.SIGSTOP)
     code, said = end(runs.start(out))
+    first.send_signal(signal.SIGCONT)
     found.done["second processes refused"] += code == 2 and "another process is writing to this run" in said
     found.expect(found.done["second processes refused"] == 1, f"a second process ends with {code}: {said}")
     code, said = end(first)

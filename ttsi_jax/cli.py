@@ -15,12 +15,12 @@ from typing import Annotated
 import tyro
 from jax.errors import JaxRuntimeError
 from rich.console import Console
-from rich.text import Text
 
 from ttsi_jax.config import RunConfig
 from ttsi_jax.errors import InputError, ModelFileError
 from ttsi_jax.runs.directory import named_after
 from ttsi_jax.runs.signals import Interrupts
+from ttsi_jax.runs.table import shown
 
 DONE, SOME_FAILED, BAD_INPUT, BAD_MODEL, INTERRUPTED = 0, 1, 2, 3, 130
 
@@ -126,7 +126,7 @@ def run(args: Run) -> int:
     failed = [record for record in result.records if record.error is not None]
     for record in failed:
         _say(f"failed: input '{record.id}': {record.error}")
-    output.print(Text(f"run: {directory}"), soft_wrap=True)
+    output.print(shown(f"run: {directory}"), soft_wrap=True)
     return SOME_FAILED if failed or task.problems else DONE
 
 
@@ -200,7 +200,7 @@ def _told(error: OSError) -> str:
 
 
 def _say(text: str) -> None:
-    messages.print(Text(text), soft_wrap=True)
+    messages.print(shown(text), soft_wrap=True)
 
 
 if __name__ == "__main__":
