@@ -185,7 +185,7 @@ def check(runs: Runs, options: argparse.Namespace) -> int:
             process.send_signal(signal.SIGKILL if way == "moment" else getattr(signal, way))
         code, more = end(process)
         said += more
-        if code == 0:  # it was faster: another one has to be stopped
+        if code == 0 or (out / "summary.json").exists():  # it was faster: another one has to be stopped
             ways.insert(0, way)
             finished()
             continue

@@ -138,14 +138,31 @@ def test_a_signal_lets_the_write_in_hand_finish(tmp_path, expected, number):
         assert contents(path) == expected[0]
 
 
-def test_a_signal_that_is_dropped_by_a_callback_is_not_lost():
+class Callback:
+    """Something that Python calls where no exception can go anywhere."""
+
+    def __init__(self, act):
+        self.act = act
+
+    def __del__(self):
+        self.act()
+
+
+def test_a_signal_in_a_callback_is_neither_lost_nor_printed(capsys):
     with Interrupts() as interrupts:
         interrupts.check()
-        with suppress(KeyboardInterrupt):
-            os.kill(os.getpid(), signal.SIGTERM)
-            time.sleep(1)
+        Callback(lambda: os.kill(os.getpid(), signal.SIGTERM))
         with pytest.raises(KeyboardInterrupt):
             interrupts.check()
+    assert capsys.readouterr().err == ""
+
+
+def test_other_exceptions_in_callbacks_are_told_as_ever(monkeypatch):
+    told = []
+    monkeypatch.setattr("sys.unraisablehook", told.append)
+    with Interrupts():
+        Callback(lambda: 1 / 0)
+    assert told[0].exc_type is ZeroDivisionError
 
 
 def test_signals_have_their_own_handlers_again_afterwards():

@@ -16,6 +16,7 @@ from typing import Any
 from ttsi_jax.errors import InputError
 from ttsi_jax.runs.record import Record, from_json, strict_json, to_json
 from ttsi_jax.runs.signals import held_back
+from ttsi_jax.runs.summary import summarise
 
 try:
     import fcntl
@@ -147,8 +148,11 @@ def read_config(path: Path) -> dict[str, Any]:
 
 
 def read_summary(path: Path) -> dict[str, Any] | None:
-    """The summary of the run in a directory; None while the run is unfinished."""
-    return _read_object(path / SUMMARY) if (path / SUMMARY).exists() else None
+    """The summary of the run in a directory; None while the run is unfinished, or where figures are missing."""
+    if not (path / SUMMARY).exists():
+        return None
+    summary = _read_object(path / SUMMARY)
+    return summary if summary.keys() >= summarise([]).keys() else None
 
 
 def read_records(path: Path) -> tuple[dict[str, Record], int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,8 +15,8 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 class Interrupts:
     """Turns both signals into `KeyboardInterrupt` inside a `with` block, and remembers that one came.
 
-    An exception that is raised inside a callback from C, such as a garbage collector's, is printed and dropped there.
-    Whoever calls `check` now and then still hears of it.
+    Python prints and drops an exception that is raised inside a callback, such as the one by which JAX takes part in
+    garbage collection. This one is dropped without a word, and whoever calls `check` now and then still hears of it.
     """
 
     def __init__(self) -> None:
@@ -23,9 +24,12 @@ class Interrupts:
 
     def __enter__(self) -> Interrupts:
         self._before = {number: signal.signal(number, self._interrupt) for number in SIGNALS}
+        self._hook = sys.unraisablehook
+        sys.unraisablehook = self._dropped
         return self
 
     def __exit__(self, *exception: object) -> None:
+        sys.unraisablehook = self._hook
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
@@ -37,6 +41,10 @@ class Interrupts:
     def _interrupt(self, number: int, frame: FrameType | None) -> None:
         self.came = True
         raise KeyboardInterrupt
+
+    def _dropped(self, dropped: sys.UnraisableHookArgs) -> None:
+        if not (self.came and issubclass(dropped.exc_type, KeyboardInterrupt)):
+            self._hook(dropped)
 
 
 @contextmanager
