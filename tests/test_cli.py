@@ -37,12 +37,9 @@ def line(one) -> str:
 
 @pytest.fixture(autouse=True)
 def here(tmp_path, monkeypatch):
-    """Every test has a directory of its own with a task of three inputs, and gives SIGTERM back."""
+    """Every test has a directory of its own with a task of three inputs."""
     monkeypatch.chdir(tmp_path)
     Path("mine.jsonl").write_text("\n".join(map(line, EXAMPLES[:3])))
-    before = signal.getsignal(signal.SIGTERM)
-    yield
-    signal.signal(signal.SIGTERM, before)
 
 
 def run(model, *more, task="mine.jsonl"):
@@ -270,4 +267,5 @@ def test_an_error_of_the_system_is_told(model, capsys, monkeypatch):
 
     monkeypatch.setattr("ttsi_jax.runs.directory.RunDirectory.append", full)
     assert run(model, "--method", "base", "--out", "run") == 2
-    assert "error: run/records.jsonl: No space left on device" in capsys.readouterr().err
+    told = "error: run/records.jsonl: No space left on device; finished inputs are in run, and the same command resumes"
+    assert told in capsys.readouterr().err

@@ -125,23 +125,23 @@ def check(config: RunConfig) -> None:
     Raises:
         InputError: naming the option, its value and what it may be.
     """
-    at_least_one = {
-        "wave": config.wave,
-        "synthesis.k": config.synthesis.k,
-        "synthesis.tries": config.synthesis.tries,
-        "synthesis.max-tokens": config.synthesis.max_tokens,
-        "adapt.epochs": config.adapt.epochs,
-        "adapt.rank": config.adapt.rank,
-        "adapt.samples": config.adapt.samples,
-        "answer.max-tokens": config.answer.max_tokens,
-        "answer.value-tokens": config.answer.value_tokens,
-    }
     for name, value, choices in _choices(config):
         if value not in choices:
             raise InputError(f"--{name} is {value!r}; it must be one of {', '.join(choices)}")
-    for name, value in at_least_one.items():
-        if value < 1:
-            raise InputError(f"--{name} is {value}; it must be at least 1")
+    counts = {  # with what no machine could hold
+        "wave": (config.wave, 1 << 16),
+        "synthesis.k": (config.synthesis.k, 1 << 10),
+        "synthesis.tries": (config.synthesis.tries, 1 << 10),
+        "synthesis.max-tokens": (config.synthesis.max_tokens, 1 << 20),
+        "adapt.epochs": (config.adapt.epochs, 1 << 16),
+        "adapt.rank": (config.adapt.rank, 1 << 12),
+        "adapt.samples": (config.adapt.samples, 1 << 10),
+        "answer.max-tokens": (config.answer.max_tokens, 1 << 20),
+        "answer.value-tokens": (config.answer.value_tokens, 1 << 20),
+    }
+    for name, (value, most) in counts.items():
+        if not 1 <= value <= most:
+            raise InputError(f"--{name} is {value}; it must be at {'least 1' if value < 1 else f'most {most}'}")
     positive = {"adapt.lr": config.adapt.lr, "adapt.alpha": config.adapt.alpha, "adapt.memory": config.adapt.memory}
     for name, value in positive.items():
         if value is not None and not 0 < value < float("inf"):

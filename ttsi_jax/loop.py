@@ -100,11 +100,11 @@ def run(
         if out is None:
             return loop.result(list(loop.records(task)), task)
         with open_run(out, described | config.to_dict()) as directory:
+            directory.write_environment(environment() | {"seed": config.seed, "weights": weights})
             return _run_in(directory, loop, task)
 
 
 def _run_in(directory: RunDirectory, loop: Loop, task: Task) -> Result:
-    directory.write_environment(environment())
     left = [example for example in task.examples if example.id not in directory.finished]
     if not left and (summary := read_summary(directory.path)) is not None:
         return Result([directory.finished[example.id] for example in task.examples], summary)

@@ -25,9 +25,10 @@ from ttsi_jax.runs.scores import scored
 from ttsi_jax.synthesis import PairSource, Synthesizer
 from ttsi_jax.tasks import Example, Tool
 from ttsi_jax.tasks.pieces import name_text
-from ttsi_jax.tasks.prompts import OPENING, PromptEncoder, answer_messages, synthesis_messages
+from ttsi_jax.tasks.prompts import OPENING, PromptEncoder, answer_messages, render_tools, synthesis_messages
 
 PREFIX_STEP, SUFFIX_STEP = 32, 16  # lengths are rounded up to these
+CHARACTERS_PER_TOKEN = 16  # more than a text has, on average
 BUCKET_COST = 32_768  # padded prefix tokens that another bucket's programs are worth: about a minute on two cores
 
 # What an input's random key is used for; each use folds its own number into the key.
@@ -93,6 +94,10 @@ def prepare(
     record = Record(example.id, task_name, example.query, candidates=[tool.name for tool in example.tools])
     if not example.tools:
         return replace(record, error="the input has no candidate function")
+    n_characters = len(render_tools(example.tools)) + sum(len(message["content"]) for message in example.messages)
+    if n_characters > CHARACTERS_PER_TOKEN * context_length:  # tokenising megabytes takes minutes
+        error = f"the input has {n_characters} characters, far more than the model's context of {context_length} tokens"
+        return replace(record, error=error)
     try:
         prefix = encoder.prefix(example)
         answer = encoder.suffix(example, answer_messages(example), prefix)
