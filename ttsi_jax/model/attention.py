@@ -17,24 +17,41 @@ from jax import Array
 
 Blocks = tuple[tuple[Array, Array], ...]  # keys and values of each block, [K, S_i, h]
 _HIDDEN = jnp.finfo(jnp.float32).min
+QUERIES = 128  # of a part; the fastest of 86 to 344 on a CPU, for 688 tokens
 
 
 def attend(q: Array, keys_values: Sequence[tuple[Array, Array]], visible: Array) -> Array:
     """Softmax attention of queries over all blocks together; softmax in float32.
 
+    Long sequences go a part of the queries at a time, over the keys up to its end: no query sees a key of its own block
+    that stands behind it.
+
     Args:
         q: [T, H, h], already scaled.
-        keys_values: keys and values of each block, [K, S_i, h], in the dtype of q; K divides H.
-        visible: [T, S_1 + S_2 + …] bool, which keys each query sees.
+        keys_values: keys and values of each block, [K, S_i, h], in the dtype of q; K divides H. The last block is the
+          queries' own, T keys in the same order.
+        visible: [T, S_1 + S_2 + … + T] bool, which keys each query sees.
 
     Returns:
         [T, H * h] in the dtype of q.
     """
+    *past, (keys, values) = keys_values
+    n_tokens, n_past = len(q), visible.shape[1] - len(q)
+    parts = []
+    for start in range(0, n_tokens, QUERIES):
+        end = min(start + QUERIES, n_tokens)
+        blocks = (*past, (keys[:, :end], values[:, :end]))
+        parts.append(_attend_part(q[start:end], blocks, visible[start:end, : n_past + end]))
+    return jnp.concatenate(parts)
+
+
+def _attend_part(q: Array, blocks: Blocks, visible: Array) -> Array:
+    """`attend` for queries that may see all the keys: lays them heads first."""
     n_tokens, n_heads, head_dim = q.shape
-    n_kv_heads = keys_values[0][0].shape[0]
+    n_kv_heads = blocks[0][0].shape[0]
     split = (n_kv_heads, n_heads // n_kv_heads, n_tokens, head_dim)
     heads_first = jnp.moveaxis(q.reshape(n_tokens, *split[:2], head_dim), 0, 2)
-    out = _attention(heads_first.reshape(n_kv_heads, -1, head_dim), tuple(keys_values), visible)
+    out = _attention(heads_first.reshape(n_kv_heads, -1, head_dim), blocks, visible)
     return jnp.moveaxis(out.reshape(split), 2, 0).reshape(n_tokens, -1)
 
 
@@ -65,11 +82,11 @@ def _normalised(q: Array, blocks: Blocks, visible: Array) -> tuple[Array, Array]
     for own in scores[1:]:
         largest = jnp.maximum(largest, own.max(-1, keepdims=True))
     exponentials = [jnp.exp(own - largest) for own in scores]
-    total = sum(own.sum(-1, keepdims=True) for own in exponentials)
-    products = (
-        _batched(own.astype(q.dtype), values, 2, 1) for own, (_, values) in zip(exponentials, blocks, strict=True)
-    )
-    return (sum(products) / total).astype(q.dtype), largest + jnp.log(total)
+    total, out = jnp.zeros((*q.shape[:2], 1), jnp.float32), jnp.zeros(q.shape, jnp.float32)
+    for own, (_, values) in zip(exponentials, blocks, strict=True):
+        total += own.sum(-1, keepdims=True)
+        out += _batched(own.astype(q.dtype), values, 2, 1)
+    return (out / total).astype(q.dtype), largest + jnp.log(total)
 
 
 @jax.custom_vjp
