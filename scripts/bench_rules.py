@@ -27,12 +27,13 @@ from rich.console import Console
 from rich.table import Table
 
 import ttsi_jax as ttsi
-from ttsi_jax.adaptation import Batch, LossFn, bind_forward, needed
+from ttsi_jax.adaptation import bind_forward
 from ttsi_jax.config import check, find_parts
 from ttsi_jax.model.cache import Cache
 from ttsi_jax.model.decoder import Tokens
 from ttsi_jax.model.lora import init_adapter
 from ttsi_jax.rules import RULES
+from ttsi_jax.rules.interface import Batch, LossFn, needed
 from ttsi_jax.runs.environment import environment
 from ttsi_jax.runs.record import strict_json
 from ttsi_jax.testing import tiny_language_model

@@ -25,9 +25,10 @@ from rich.console import Console
 from rich.table import Table
 
 import ttsi_jax as ttsi
-from ttsi_jax.adaptation import Batch, LossFn, adapt_wave, bind_forward, init_wave
+from ttsi_jax.adaptation import adapt_wave, bind_forward, init_wave
 from ttsi_jax.model.decoder import forward, logits, tokens_after
 from ttsi_jax.model.scoring import Candidates, prefill_wave, score_wave
+from ttsi_jax.rules.interface import Batch, LossFn
 from ttsi_jax.runs.environment import environment
 from ttsi_jax.runs.record import strict_json
 

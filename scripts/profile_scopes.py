@@ -28,10 +28,11 @@ from rich.console import Console
 from rich.table import Table
 
 import ttsi_jax as ttsi
-from ttsi_jax.adaptation import Batch, adapt_wave, init_wave
+from ttsi_jax.adaptation import adapt_wave, init_wave
 from ttsi_jax.model.decoder import tokens_after
 from ttsi_jax.model.generation import Sampling, Script, SlotTables, decode_wave
 from ttsi_jax.model.scoring import Candidates, prefill_wave, score_wave
+from ttsi_jax.rules.interface import Batch
 
 STAGES = ("prefill", "score", "decode", "adapt")
 PARTS = ("attention", "mlp", "logits")

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from tiny_runs import EXAMPLES, settings, task_of, tiny_model, untimed
-from ttsi_jax.adaptation import AdaptConfig, UpdateRule
+from ttsi_jax.adaptation import AdaptConfig
 from ttsi_jax.answering import KEYS
 from ttsi_jax.checkpoints.adapters import export_adapter, load_adapter, saved_ids
 from ttsi_jax.checkpoints.peft import load_peft, save_peft
@@ -18,6 +18,7 @@ from ttsi_jax.errors import InputError
 from ttsi_jax.loop import run
 from ttsi_jax.model.lora import LoraConfig, init_adapter
 from ttsi_jax.rules import LOSSES, answer_cross_entropy, sgd
+from ttsi_jax.rules.interface import UpdateRule
 from ttsi_jax.synthesis import REQUEST, Synthetic, recorded
 from ttsi_jax.testing import ContractError
 

@@ -21,11 +21,12 @@ from tokenizers import Tokenizer, decoders, pre_tokenizers, trainers
 from tokenizers.models import BPE
 
 from checkpoints.tiny_models import SPECIAL, hf_settings, hf_tensors, write_hf
-from ttsi_jax.adaptation import AdaptConfig, UpdateRule
+from ttsi_jax.adaptation import AdaptConfig
 from ttsi_jax.answering import AnswerConfig
 from ttsi_jax.checkpoints import LanguageModel, load_model
 from ttsi_jax.config import RunConfig
 from ttsi_jax.rules import adamw
+from ttsi_jax.rules.interface import UpdateRule
 from ttsi_jax.runs.record import Record
 from ttsi_jax.synthesis import SynthesisConfig
 from ttsi_jax.tasks import Example, GoldCall, Task, Tool, normalise_parameters

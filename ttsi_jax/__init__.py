@@ -14,17 +14,7 @@
 [['forecast', 'traffic']]
 """
 
-from ttsi_jax.adaptation import (
-    AdaptConfig,
-    Batch,
-    Forward,
-    Loss,
-    LossFn,
-    Outputs,
-    RuleStep,
-    UpdateRule,
-    needs,
-)
+from ttsi_jax.adaptation import AdaptConfig
 from ttsi_jax.answering import AnswerConfig, Answerer, Slot
 from ttsi_jax.checkpoints import LanguageModel, load_model, load_peft, save_peft
 from ttsi_jax.checkpoints.adapters import export_adapter, load_adapter
@@ -48,6 +38,7 @@ from ttsi_jax.rules import (
     sgd,
     sign_sgd,
 )
+from ttsi_jax.rules.interface import Batch, Forward, Loss, LossFn, Outputs, RuleStep, UpdateRule, needs
 from ttsi_jax.runs.record import Record
 from ttsi_jax.synthesis import SynthesisConfig, Synthesizer, Synthetic, recorded
 from ttsi_jax.tasks import Call, Example, GoldCall, Task, Tool, load_task

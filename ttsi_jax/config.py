@@ -12,11 +12,12 @@ from dataclasses import asdict, dataclass, field, is_dataclass, replace
 from difflib import get_close_matches
 from typing import Any, Literal, NamedTuple, get_args, get_origin, get_type_hints
 
-from ttsi_jax.adaptation import AdaptConfig, Loss, UpdateRule
+from ttsi_jax.adaptation import AdaptConfig
 from ttsi_jax.answering import ANSWERERS, AnswerConfig, Answerer
 from ttsi_jax.errors import InputError
 from ttsi_jax.model.lora import TARGETS
 from ttsi_jax.rules import LOSSES, RULES
+from ttsi_jax.rules.interface import Loss, UpdateRule
 from ttsi_jax.synthesis import SYNTHESIZERS, PairSource, SynthesisConfig, Synthesizer
 from ttsi_jax.uncertainty import ESTIMATORS, Estimator, GateConfig
 

@@ -24,7 +24,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ttsi_jax.adaptation import needed, repeat
+from ttsi_jax.adaptation import repeat
 from ttsi_jax.answering import KEYS, LINE, TEXT, Answerer, Slot, call_ids, read_calls
 from ttsi_jax.batching.inputs import ADAPTATION, ANSWER, SAMPLES, SYNTHESIS, Draft, assign_shapes, next_wave, prepare
 from ttsi_jax.batching.waves import BASE, GREEDY, Adapted, Ids, Pair, Row, Waves
@@ -37,6 +37,7 @@ from ttsi_jax.model.generation import Sampling
 from ttsi_jax.model.lora import Adapter
 from ttsi_jax.model.scoring import Prompted
 from ttsi_jax.rules.extras import corrupted, reward
+from ttsi_jax.rules.interface import needed
 from ttsi_jax.runs.clock import CompileClock
 from ttsi_jax.runs.directory import RunDirectory, open_run, read_summary
 from ttsi_jax.runs.environment import environment

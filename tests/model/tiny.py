@@ -9,7 +9,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ttsi_jax.adaptation import Batch
 from ttsi_jax.checkpoints.config import from_hf
 from ttsi_jax.model.cache import SHARED
 from ttsi_jax.model.config import DecoderConfig
@@ -17,6 +16,7 @@ from ttsi_jax.model.decoder import Params, Tokens, abstract_params, tokens_after
 from ttsi_jax.model.generation import FORCED, Script
 from ttsi_jax.model.lora import Adapter, LoraConfig, init_adapter
 from ttsi_jax.model.scoring import Candidates, Prompted, score_wave
+from ttsi_jax.rules.interface import Batch
 
 VOCABULARY = 288
 

@@ -6,9 +6,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ttsi_jax.adaptation import Batch, Outputs, needed, needs
 from ttsi_jax.model.decoder import Tokens
 from ttsi_jax.rules import LOSSES, answer_cross_entropy, dpo, entropy, kl_anchored, reinforce, self_distillation
+from ttsi_jax.rules.interface import Batch, Outputs, needed, needs
 
 A, V, M = 4, 7, 3
 KEY = jax.random.key(0)

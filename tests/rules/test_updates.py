@@ -9,7 +9,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from model.tiny import random_adapter, tiny_model
-from ttsi_jax.adaptation import LossFn, Outputs
 from ttsi_jax.model.cache import PADDING, SHARED
 from ttsi_jax.model.lora import LowRank
 from ttsi_jax.rules import (
@@ -26,6 +25,7 @@ from ttsi_jax.rules import (
     sign_sgd,
     warmup_cosine,
 )
+from ttsi_jax.rules.interface import LossFn, Outputs
 
 _schedule = jax.jit(jax.vmap(warmup_cosine, (0, None, None)))
 

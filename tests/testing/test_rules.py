@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ttsi_jax.adaptation import UpdateRule, needs
 from ttsi_jax.rules import LOSSES, RULES, answer_cross_entropy, kl_anchored
+from ttsi_jax.rules.interface import UpdateRule, needs
 from ttsi_jax.testing import ContractError, check_loss, check_rule
 
 RANDOM = np.random.default_rng(0)

@@ -14,17 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from ttsi_jax.adaptation import (
-    AdaptConfig,
-    Batch,
-    Extra,
-    Loss,
-    UpdateRule,
-    adapt_wave,
-    init_wave,
-    needed,
-    training_chunk,
-)
+from ttsi_jax.adaptation import AdaptConfig, adapt_wave, init_wave, training_chunk
 from ttsi_jax.answering import Slot, free_texts, script_arrays, slot_tables, special_ids
 from ttsi_jax.checkpoints import LanguageModel
 from ttsi_jax.model.cache import PADDING, SHARED, Cache
@@ -32,6 +22,7 @@ from ttsi_jax.model.decoder import Tokens
 from ttsi_jax.model.generation import FORCED, Sampling, Script, decode_wave
 from ttsi_jax.model.lora import Adapter
 from ttsi_jax.model.scoring import Candidates, Prompted, prefill_wave, score_wave
+from ttsi_jax.rules.interface import Batch, Extra, Loss, UpdateRule, needed
 
 Ids = tuple[int, ...]
 ANSWER_SIZES = 64  # smallest bucket of the trained tokens

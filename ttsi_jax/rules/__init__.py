@@ -4,7 +4,7 @@
 
 from collections.abc import Callable
 
-from ttsi_jax.adaptation import Loss, UpdateRule
+from ttsi_jax.rules.interface import Loss, UpdateRule
 from ttsi_jax.rules.losses import (
     answer_cross_entropy,
     dpo,

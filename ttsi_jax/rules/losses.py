@@ -13,8 +13,8 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from ttsi_jax.adaptation import Batch, Forward, Metrics, needs
 from ttsi_jax.model.lora import Adapter
+from ttsi_jax.rules.interface import Batch, Forward, Metrics, needs
 
 
 def answer_cross_entropy(forward: Forward, adapter: Adapter, batch: Batch, key: Array) -> tuple[Array, Metrics]:

@@ -16,9 +16,9 @@ import jax.numpy as jnp
 import optax
 from jax import Array
 
-from ttsi_jax.adaptation import Batch, LossFn, Metrics, UpdateRule
 from ttsi_jax.model.cache import PADDING
 from ttsi_jax.model.lora import Adapter, LowRank
+from ttsi_jax.rules.interface import Batch, LossFn, Metrics, UpdateRule
 
 
 def warmup_cosine(step: Array, n_steps: Array, warmup_ratio: Array) -> Array:

@@ -16,10 +16,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from ttsi_jax.adaptation import Batch, Extra, Loss, LossFn, UpdateRule, bind_forward, needed
+from ttsi_jax.adaptation import bind_forward
 from ttsi_jax.model.cache import PADDING, SHARED
 from ttsi_jax.model.decoder import Tokens
 from ttsi_jax.model.lora import Adapter, LoraConfig, LowRank, init_adapter
+from ttsi_jax.rules.interface import Batch, Extra, Loss, LossFn, UpdateRule, needed
 from ttsi_jax.rules.losses import answer_cross_entropy
 from ttsi_jax.testing.contract import ContractError, check_pure, explained, finite, same_types, same_values
 from ttsi_jax.testing.tiny import tiny_model
