@@ -43,6 +43,8 @@ from ttsi_jax.tasks.pieces import keys_text
 from ttsi_jax.tasks.prompts import OPENING, PromptEncoder, answer_messages
 from ttsi_jax.uncertainty import ESTIMATORS, gate_wave
 
+NOT_FINITE = "a score is not finite"
+EXPLODED = 1e3  # times the first loss, or times 1 where that is smaller
 SHAPE = attrgetter("shape")  # what the inputs of a wave have in common
 Progress = Callable[[str, int, int], None]  # stage, inputs done, inputs known so far
 
@@ -205,6 +207,7 @@ class Loop:
                     uncertainty=float(certainty),
                     uncertain=bool(certainty < self.config.gate.tau),
                     pick_base=draft.best(own),
+                    reason=None if np.isfinite(certainty) else "the certainty is not a number",
                 )
         return prompts
 
@@ -243,22 +246,29 @@ class Loop:
 
     def answers(
         self, wave: Sequence[Draft], prompts: Prompted, picks: Sequence[str | None], adapted: Adapted = BASE
-    ) -> list[str]:
-        """Greedy answers to the inputs themselves; the form `keys` needs the functions that scoring picked."""
+    ) -> list[str | None]:
+        """Greedy answers to the inputs themselves; the form `keys` needs the functions that scoring picked.
+
+        None stands for an answer from logits that are not finite.
+        """
         rows = self.rows(wave)
         if self.config.answer.form == "keys":
             tools = [draft.tool(pick) for draft, pick in zip(wave, picks, strict=True)]
             return [text for text, _ in self.fill_in(rows, prompts, tools, adapted)]
         script = [Slot(TEXT, limit=self.config.answer.max_tokens)]
-        return [said.texts[0] for said in self.waves.decode(rows, prompts, [script] * len(rows), adapted=adapted)]
+        said = self.waves.decode(rows, prompts, [script] * len(rows), adapted=adapted)
+        return [own.texts[0] if own.finite else None for own in said]
 
     def fill_in(
         self, rows: Sequence[Row], prompts: Prompted, tools: Sequence[Tool], adapted: Adapted = BASE
-    ) -> list[tuple[str, bool]]:
-        """Each row's values for its tool's arguments, as a call in JSON, and whether one of them was cut."""
+    ) -> list[tuple[str | None, bool]]:
+        """Each row's values for its tool's arguments, as a call in JSON (None: from logits that are not finite), and
+        whether one of them was cut."""
         scripts = [keys_script(self.encoder, tool, self.config.answer) for tool in tools]
         said = self.waves.decode(rows, prompts, scripts, adapted=adapted)
-        return [(keys_text(tool, own.texts), own.cut) for tool, own in zip(tools, said, strict=True)]
+        return [
+            (keys_text(tool, own.texts) if own.finite else None, own.cut) for tool, own in zip(tools, said, strict=True)
+        ]
 
     # G
 
@@ -295,7 +305,10 @@ class Loop:
     def write_pairs(self, wave: Sequence[Draft]) -> list[Synthetic]:
         """A request and its call per input, written in one go."""
         slot = Slot(TEXT, limit=self.config.answer.max_tokens)
-        return [read_pair(said.texts[0]) for said in self.sampled(wave, slot)]
+        return [
+            read_pair(said.texts[0]) if said.finite else Synthetic("", (), NOT_FINITE)
+            for said in self.sampled(wave, slot)
+        ]
 
     def write_requests(self, wave: Sequence[Draft]) -> list[Synthetic]:
         """A request per input, with the call that the model answers it with: the function that its scoring picks, and
@@ -303,7 +316,10 @@ class Loop:
         slot = Slot(LINE, limit=self.config.synthesis.max_tokens)
         cut = f"the request was cut at {slot.limit} tokens"
         pairs = [
-            Synthetic(read_request(said.texts[0]), (), cut if said.cut else None) for said in self.sampled(wave, slot)
+            Synthetic(read_request(said.texts[0]), (), cut if said.cut else None)
+            if said.finite
+            else Synthetic("", (), NOT_FINITE)
+            for said in self.sampled(wave, slot)
         ]
         rows = []
         for index, (draft, pair) in enumerate(zip(wave, pairs, strict=True)):
@@ -314,12 +330,13 @@ class Loop:
             rows.append(draft.row(suffix, SYNTHESIS))
         scores, prompts = self.read(rows, wave)
         tools = [draft.tool(draft.best(own)) for draft, own in zip(wave, scores, strict=True)]
-        return [
-            pair
-            if pair.reason
-            else pair._replace(calls=tuple(read_calls(text) or ()), reason="a value was cut" if cut else None)
-            for pair, (text, cut) in zip(pairs, self.fill_in(rows, prompts, tools), strict=True)
-        ]
+        calls = self.fill_in(rows, prompts, tools)
+        for index, (own, (text, cut)) in enumerate(zip(scores, calls, strict=True)):
+            if not pairs[index].reason:
+                finite = text is not None and np.all(np.isfinite(own))
+                reason = None if finite and not cut else "a value was cut" if finite else NOT_FINITE
+                pairs[index] = pairs[index]._replace(calls=tuple(read_calls(text) or ()), reason=reason)
+        return pairs
 
     def label_prompt(self, draft: Draft, pair: Synthetic) -> Ids:
         """The answer prompt of a new request, after the prefix.
@@ -357,10 +374,12 @@ class Loop:
         for draft, own, all_losses, pick, text in zip(wave, scores, losses, picks, texts, strict=True):
             taken = all_losses[: self.config.adapt.epochs * len(draft.pairs)]
             draft.note(adapted=True, losses=taken.tolist(), text_adapted=text, adapted_calls=plain(read_calls(text)))
-            if np.all(np.isfinite(taken)) and np.all(np.isfinite(own)):
-                draft.note(pick=pick)
-            else:
+            if not (np.all(np.isfinite(taken)) and np.all(np.isfinite(own)) and text is not None):
                 draft.note(reverted=True, reason="training diverged: a loss or a score is not finite")
+            elif np.max(taken, initial=0) > EXPLODED * max(1.0, abs(taken[0])):
+                draft.note(reverted=True, reason=f"training diverged: the loss grew to {np.max(taken):.3g}")
+            else:
+                draft.note(pick=pick)
 
     @contextmanager
     def timed(self, wave: Sequence[Draft], **stages: Sequence[Draft]) -> Iterator[None]:
