@@ -50,6 +50,8 @@ from ttsi_jax.tasks.prompts import OPENING, PromptEncoder, answer_messages
 from ttsi_jax.testing.rules import check_shapes
 from ttsi_jax.uncertainty import gate_wave
 
+NOT_FINITE = "a score is not finite"
+EXPLODED = 1e3  # times the first loss, or times 1 where that is smaller
 SHAPE = attrgetter("shape")  # what the inputs of a wave have in common
 Progress = Callable[[str, int, int], None]  # stage, inputs done, inputs known so far
 
@@ -240,6 +242,7 @@ class Loop:
                     uncertainty=float(certainty),
                     uncertain=bool(certainty < self.config.gate.tau),
                     pick_base=draft.best(own),
+                    reason=None if np.isfinite(certainty) else "the certainty is not a number",
                 )
         return prompts
 
@@ -278,8 +281,11 @@ class Loop:
 
     def answers(
         self, wave: Sequence[Draft], prompts: Prompted, picks: Sequence[str | None], adapted: Adapted | None = None
-    ) -> list[str]:
-        """Greedy answers to the inputs themselves, with the functions that scoring picked."""
+    ) -> list[str | None]:
+        """Greedy answers to the inputs themselves, with the functions that scoring picked.
+
+        None stands for an answer from logits that are not finite.
+        """
         tools = [draft.tool(pick) for draft, pick in zip(wave, picks, strict=True)]
         return [text for text, _ in self.fill_in(self.parts.answerer, self.rows(wave), prompts, tools, adapted)]
 
@@ -291,11 +297,14 @@ class Loop:
         tools: Sequence[Tool],
         adapted: Adapted | None = None,
         sampling: Sampling = GREEDY,
-    ) -> list[tuple[str, bool]]:
-        """Each row's answer with its tool, and whether a part of it was cut."""
+    ) -> list[tuple[str | None, bool]]:
+        """Each row's answer with its tool (None: from logits that are not finite), and whether a part of it was cut."""
         scripts = [answerer.script(self.encoder, tool, self.config.answer) for tool in tools]
         said = self.waves.decode(rows, prompts, scripts, sampling, adapted or self.base)
-        return [(answerer.text(tool, own.texts), own.cut) for tool, own in zip(tools, said, strict=True)]
+        return [
+            (answerer.text(tool, own.texts) if own.finite else None, own.cut)
+            for tool, own in zip(tools, said, strict=True)
+        ]
 
     # G
 
@@ -347,7 +356,7 @@ class Loop:
         sampling = Sampling(settings.temperature, settings.top_p)
         said = self.waves.decode(rows, prompts, [[slot]] * len(rows), sampling, self.base)
         cut = f"the request was cut at {slot.limit} tokens"
-        pairs = [synthesizer.read(own.texts[0]) for own in said]
+        pairs = [synthesizer.read(own.texts[0]) if own.finite else Synthetic("", (), NOT_FINITE) for own in said]
         return [
             pair._replace(reason=cut) if own.cut and synthesizer.line and not pair.reason else pair
             for pair, own in zip(pairs, said, strict=True)
@@ -367,12 +376,13 @@ class Loop:
             rows.append(draft.row(suffix, SYNTHESIS))
         scores, prompts = self.read(rows, wave)
         tools = [draft.tool(draft.best(own)) for draft, own in zip(wave, scores, strict=True)]
-        return [
-            pair
-            if pair.reason or pair.calls
-            else pair._replace(calls=tuple(read_calls(text) or ()), reason="a value was cut" if cut else None)
-            for pair, (text, cut) in zip(pairs, self.fill_in(KEYS, rows, prompts, tools), strict=True)
-        ]
+        calls = self.fill_in(KEYS, rows, prompts, tools)
+        for index, (own, (text, cut)) in enumerate(zip(scores, calls, strict=True)):
+            if not (pairs[index].reason or pairs[index].calls):
+                finite = text is not None and np.all(np.isfinite(own))
+                reason = None if finite and not cut else "a value was cut" if finite else NOT_FINITE
+                pairs[index] = pairs[index]._replace(calls=tuple(read_calls(text) or ()), reason=reason)
+        return pairs
 
     def label_prompt(self, draft: Draft, pair: Synthetic) -> Ids:
         """The answer prompt of a new request, after the prefix.
@@ -402,7 +412,7 @@ class Loop:
             sampling = Sampling(settings.temperature, settings.top_p)
             texts = self.fill_in(answerer, own, prompts, tools, sampling=sampling)
             for draft, pair, (text, _), fit in zip(wave, pairs, texts, fits, strict=True):
-                self.add_sample(draft, pair, text if fit else "")
+                self.add_sample(draft, pair, (text or "") if fit else "")
 
     def add_sample(self, draft: Draft, pair: Synthetic, text: str) -> None:
         """Adds a sampled answer to the input's newest pair, and to its record."""
@@ -437,12 +447,14 @@ class Loop:
             taken = all_losses[: self.config.adapt.epochs * len(draft.pairs)]
             draft.note(adapted=True, losses=taken.tolist(), text_adapted=text, adapted_calls=plain(read_calls(text)))
             draft.note(adapted_after=before)
-            if np.all(np.isfinite(taken)) and np.all(np.isfinite(own)):
+            if not (np.all(np.isfinite(taken)) and np.all(np.isfinite(own)) and text is not None):
+                draft.note(reverted=True, reason="training diverged: a loss or a score is not finite")
+            elif np.max(taken, initial=0) > EXPLODED * max(1.0, abs(taken[0])):
+                draft.note(reverted=True, reason=f"training diverged: the loss grew to {np.max(taken):.3g}")
+            else:
                 draft.note(pick=pick)
                 if self.config.adapt.reset == "never":  # waves of one, see `check`
                     self.warm = draft.example.id, jax.tree.map(lambda x: x[0], adapted.adapters)
-            else:
-                draft.note(reverted=True, reason="training diverged: a loss or a score is not finite")
 
     def resume_after(self, finished: Sequence[Record], run: Path) -> None:
         """Where nothing is reset: goes on from the adapter of the last input that adapted."""

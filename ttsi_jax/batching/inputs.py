@@ -77,7 +77,7 @@ class Draft:
 
     def finished(self) -> Record:
         """The record with its final answer, and what is right in it."""
-        if not np.all(np.isfinite(np.array(self.record.log_likelihoods, float))):
+        if not np.all(np.isfinite(np.array(self.record.log_likelihoods, float))) or self.record.text_base is None:
             return replace(self.record, error="the model gives a score that is not finite")
         return scored(self.record, self.example.gold)
 

@@ -84,6 +84,7 @@ class Said(NamedTuple):
 
     texts: list[str]  # of each free slot in its script, in order
     cut: bool  # whether a slot ended at its limit, or had no room, and not where the model ended it
+    finite: bool  # whether all logits were: else the texts mean nothing
 
 
 class Waves:
@@ -188,14 +189,14 @@ class Waves:
             self._keys(rows), Sampling(jnp.float32(sampling.temperature), jnp.float32(sampling.top_p)), past,
             adapted.adapters, n_steps=self.n_steps, scale=adapted.scale,
         )  # fmt: skip
-        ids, slots, closing = map(np.asarray, said)
+        ids, slots, closing, finite = map(np.asarray, said)
         kinds, free_slots = arrays[0], [sum(slot.kind != FORCED for slot in script) for script in scripts]
 
         def read(row: int) -> Said:
             own = slots[row], ids[row], closing[row], kinds[row]
             texts = free_texts(self.model.tokenizer, self._special, *own)
             ended = closing[row][kinds[row] != FORCED] >= 0
-            return Said(texts, len(texts) < free_slots[row] or not ended.all())
+            return Said(texts, len(texts) < free_slots[row] or not ended.all(), bool(finite[row]))
 
         return [read(row) for row in range(len(rows))]
 

@@ -54,6 +54,7 @@ class Generated(NamedTuple):
     ids: Array  # [M] int32
     slots: Array  # [M] int32: the script's slot that the token belongs to
     closing: Array  # [S] int32: the token that closed a free slot (not fed), or -1 where the limit or M did
+    finite: Array  # bool: all logits were, until the row had ended
 
 
 class _Progress(NamedTuple):
@@ -158,7 +159,8 @@ def decode_wave(
         return forward(config, params, token, (*past, prompt, own), adapter, scale)
 
     def step(carry: tuple) -> tuple:
-        index, rows, ended, scores, own, out = carry
+        index, rows, ended, scores, own, out, finite = carry
+        finite = finite & (ended | jnp.all(jnp.isfinite(scores), axis=-1))
         scores = jax.vmap(_allowed, (0, None, 0, 0))(scripts, tables, rows, scores)
         proposal = sample(jax.vmap(jax.random.fold_in, (0, None))(keys, index), scores, sampling)
         moved, fed, slot = jax.vmap(_advance, (0, None, 0, 0))(scripts, tables.depth_changes, rows, proposal)
@@ -175,12 +177,12 @@ def decode_wave(
         )
         hidden, new = jax.vmap(read, (0, wave_axis(past), 0, 0, 0))(tokens, past, prompts.cache, own, adapters)
         own = jax.vmap(write, (0, 0, None))(own, new, index)
-        return index + 1, rows, ended, logits(config, params, hidden[:, 0]), own, out
+        return index + 1, rows, ended, logits(config, params, hidden[:, 0]), own, out, finite
 
     zeros = jnp.zeros((n_rows,), jnp.int32)
     rows = _Progress(zeros, zeros + 1, zeros, jnp.full((n_rows, n_slots), -1, jnp.int32))
     unfed = jnp.full((n_rows, n_steps), -1, jnp.int32)
-    carry = (jnp.zeros((), jnp.int32), rows, scripts.length <= 0, prompts.logits, own, (unfed, unfed))
+    carry = (jnp.zeros((), jnp.int32), rows, scripts.length <= 0, prompts.logits, own, (unfed, unfed), zeros == 0)
     with jax.named_scope("decode"):
         carry = jax.lax.while_loop(lambda c: (c[0] < n_steps) & ~jnp.all(c[2]), step, carry)
-    return Generated(*carry[5], carry[1].closing)
+    return Generated(*carry[5], carry[1].closing, carry[6])

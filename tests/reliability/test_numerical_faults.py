@@ -1,0 +1,155 @@
+"""A number that is not finite, or explodes, in one input of a wave: at every stage its neighbours stay bit for bit what
+they are, and the input keeps its base answer with the reason."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from reliability import faults
+from tiny_runs import ADD, EXAMPLES, MARKED, TASK, settings, task_of, tiny_model, untimed
+from ttsi_jax import loop
+from ttsi_jax.batching.waves import BASE
+from ttsi_jax.loop import Loop, run
+from ttsi_jax.runs.record import Record
+from ttsi_jax.tasks.prompts import PromptEncoder
+
+MODEL = tiny_model()
+TARGET = EXAMPLES[3]
+PREFIX = PromptEncoder(MODEL.tokenizer).prefix(TARGET)
+FAULTS = (float("nan"), float("inf"), float("-inf"))
+DIVERGED = "training diverged: a loss or a score is not finite"
+FORMS = {"keys": "request", "free": "pair"}
+
+
+def records(task=TASK, form: str = "keys", **changes) -> dict[str, Record]:
+    config = settings(form, **changes)
+    return untimed(run(MODEL, task, replace(config, synthesis=replace(config.synthesis, form=FORMS[form]))).records)
+
+
+@pytest.fixture(scope="module")
+def usual() -> dict[str, dict[str, Record]]:
+    return {form: records(form=form) for form in FORMS}
+
+
+def inject(monkeypatch, stage: str, into: str, fault: float) -> list[str]:
+    """Puts the fault into the scores or logits that `Loop.read` gives to a stage, in the target's row alone."""
+    read, hits = Loop.read, []
+
+    def faulty(self, rows, wave, adapted=BASE):
+        scores, prompts = read(self, rows, wave, adapted)
+        if sys._getframe(1).f_code.co_name != stage:
+            return scores, prompts
+        for index, row in enumerate(rows):
+            if row.prefix == PREFIX:
+                hits.append(stage)
+                if into == "scores":
+                    scores = [own + fault if i == index else own for i, own in enumerate(scores)]
+                else:
+                    prompts = prompts._replace(logits=prompts.logits.at[index].set(fault))
+        return scores, prompts
+
+    monkeypatch.setattr(Loop, "read", faulty)
+    return hits
+
+
+def neighbours_are_untouched(found: dict[str, Record], expected: dict[str, Record]) -> None:
+    assert {id: record for id, record in found.items() if id != TARGET.id} == {
+        id: record for id, record in expected.items() if id != TARGET.id
+    }
+
+
+def keeps_the_base(record: Record, expected: Record) -> None:
+    assert record.error is None
+    assert (
+        (record.calls, record.pick)
+        == (expected.base_calls, expected.pick_base)
+        == (record.base_calls, record.pick_base)
+    )
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+@pytest.mark.parametrize("into", ["scores", "logits"])
+@pytest.mark.parametrize("form", FORMS)
+def test_the_bases_own_numbers(monkeypatch, usual, form, into, fault):
+    """There is no base answer to keep: the input fails by name."""
+    hits = inject(monkeypatch, "score", into, fault)
+    found = records(form=form)
+    assert (
+        hits
+        and found[TARGET.id].error == "the model gives a score that is not finite"
+        and found[TARGET.id].calls is None
+    )
+    neighbours_are_untouched(found, usual[form])
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+@pytest.mark.parametrize(
+    ("form", "stage", "into"),
+    [("keys", "sampled", "logits"), ("keys", "write_requests", "scores"), ("keys", "write_requests", "logits"),
+     ("free", "sampled", "logits")],
+)  # fmt: skip
+def test_what_it_writes_for_itself(monkeypatch, usual, form, stage, into, fault):
+    hits = inject(monkeypatch, stage, into, fault)
+    found = records(form=form)
+    record = found[TARGET.id]
+    tries = {pair["reason"] for pair in record.synthetic}
+    assert len(hits) == len(record.synthetic) == 3 and "a score is not finite" in tries and None not in tries
+    assert (record.adapted, record.reason) == (False, "no usable pair in 3 tries")
+    keeps_the_base(record, usual[form][TARGET.id])
+    neighbours_are_untouched(found, usual[form])
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+@pytest.mark.parametrize("into", ["scores", "logits"])
+@pytest.mark.parametrize("form", FORMS)
+def test_the_adapted_answer(monkeypatch, usual, form, into, fault):
+    hits = inject(monkeypatch, "adapt_and_answer", into, fault)
+    found = records(form=form)
+    record = found[TARGET.id]
+    assert hits and (record.adapted, record.reverted, record.reason) == (True, True, DIVERGED)
+    keeps_the_base(record, usual[form][TARGET.id])
+    neighbours_are_untouched(found, usual[form])
+
+
+def test_a_certainty_that_is_no_number(monkeypatch, usual):
+    """The input counts as certain, and the reason is told."""
+    expected, gate_wave = usual["keys"][TARGET.id], loop.gate_wave
+
+    def faulty(estimator, log_likelihoods, mask):
+        probabilities, certainty = gate_wave(estimator, log_likelihoods, mask)
+        hit = np.isclose(log_likelihoods[:, :2], expected.log_likelihoods).all(axis=1)
+        assert hit.sum() <= 1
+        return probabilities, np.where(hit, np.nan, certainty)
+
+    monkeypatch.setattr(loop, "gate_wave", faulty)
+    found = records()
+    record = found[TARGET.id]
+    assert (record.adapted, record.uncertain, record.reason) == (False, False, "the certainty is not a number")
+    keeps_the_base(record, expected)
+    neighbours_are_untouched(found, usual["keys"])
+
+
+@pytest.mark.parametrize("fault", [*faults.LOSSES, *faults.RULES, "growing_loss"])
+def test_training(fault):
+    """The whole prompts are trained on, so that the mark is seen; a caret in its place is harmless."""
+    kind = "rule" if fault in faults.RULES else "loss"
+    adapt = replace(settings(scope="all").adapt, **{kind: f"reliability.faults:{fault}"})
+    sound = replace(MARKED, description=MARKED.description.replace("~", "^"))
+
+    def with_tool(tool):
+        target = replace(EXAMPLES[1], tools=(ADD, tool))
+        return target.id, records(task_of(EXAMPLES[0], target, *EXAMPLES[2:4]), scope="all", adapt=adapt)
+
+    id, found = with_tool(MARKED)
+    _, expected = with_tool(sound)
+    assert expected[id].adapted and not expected[id].reverted and sum(r.adapted for r in expected.values()) > 2
+    record = found.pop(id)
+    del expected[id]
+    assert found == expected
+    assert record.adapted and record.reverted and record.reason.startswith("training diverged: ")
+    assert (fault == "growing_loss") == ("the loss grew to" in record.reason)
+    keeps_the_base(record, record)
