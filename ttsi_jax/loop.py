@@ -30,7 +30,8 @@ from ttsi_jax.batching.inputs import ADAPTATION, ANSWER, SAMPLES, SYNTHESIS, Dra
 from ttsi_jax.batching.waves import BASE, GREEDY, Adapted, Ids, Pair, Row, Waves
 from ttsi_jax.checkpoints import LanguageModel
 from ttsi_jax.checkpoints.adapters import load_adapter, save_adapters
-from ttsi_jax.checkpoints.peft import load_start
+from ttsi_jax.checkpoints.files import checksum
+from ttsi_jax.checkpoints.peft import WEIGHTS, load_start
 from ttsi_jax.config import Parts, RunConfig, check, find_parts
 from ttsi_jax.errors import InputError
 from ttsi_jax.model.generation import Sampling
@@ -47,6 +48,7 @@ from ttsi_jax.runs.summary import summarise
 from ttsi_jax.synthesis import Synthesizer, Synthetic, check_pair
 from ttsi_jax.tasks import Task, Tool
 from ttsi_jax.tasks.prompts import OPENING, PromptEncoder, answer_messages
+from ttsi_jax.testing.estimators import check_estimator_shapes
 from ttsi_jax.testing.rules import check_shapes
 from ttsi_jax.uncertainty import gate_wave
 
@@ -97,7 +99,11 @@ def run(
         if parts or ":" in config.adapt.rule + config.adapt.loss:  # not the library's own: explain before anything runs
             pair = f"update rule '{config.adapt.rule}' with loss '{config.adapt.loss}'"
             check_shapes(pair, found.rule, found.loss)
+        if parts or ":" in config.gate.estimator:
+            check_estimator_shapes(found.estimator)
         loop = Loop(model, config, progress, clock, found)
+        if config.adapt.start is not None:
+            described |= {"start": checksum([Path(config.adapt.start) / WEIGHTS])}
         if out is not None and config.adapt.reset == "never" and not config.adapt.save:
             raise InputError("a run with --adapt.reset never can only be resumed with its adapters: add --adapt.save")
         if out is None:

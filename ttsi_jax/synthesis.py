@@ -97,7 +97,8 @@ def read_pair(text: str) -> Synthetic:
         return Synthetic("", (), "no JSON object with a request and a call")
     query = value["request"].strip()
     try:
-        return Synthetic(query, tuple(parse_calls(json.dumps(value.get("call")))))
+        calls = tuple(parse_calls(json.dumps(value.get("call"))))
+        return Synthetic(query, calls, None if calls else "0 calls instead of one")
     except CallSyntaxError as error:
         return Synthetic(query, (), f"the call cannot be read: {error}")
 

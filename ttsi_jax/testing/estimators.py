@@ -62,5 +62,18 @@ def check_estimator(estimator: Estimator) -> None:
         _same(what, "is not the same under vmap", alone, row, f"{case}, in a wave", "Write for one input.")
 
 
+def check_estimator_shapes(estimator: Estimator) -> None:
+    """The quick part of the check, without compiling: can it be traced, and does it give one number?
+
+    Raises:
+        ContractError: with the line at fault.
+    """
+    what = f"estimator '{getattr(estimator, '__name__', type(estimator).__name__)}'"
+    with explained(what):
+        found = jax.eval_shape(estimator, jnp.zeros(2), jnp.ones(2, bool))
+    if getattr(found, "shape", None) != ():
+        raise ContractError(f"{what} gives {found}, not a float32 scalar")
+
+
 def _same(what: str, property: str, one: Any, two: Any, case: str, hint: str) -> None:
     same_values(what, property, one, two, case, hint, tolerance=1e-5)

@@ -58,5 +58,5 @@ def tiny_language_model() -> LanguageModel:
         chat_template=_TEMPLATE,
         clean_up_tokenization_spaces=False,
     )
-    config, params = tiny_model(vocab_size=len(alphabet) + 2, hidden_size=32, n_layers=2)
+    config, params = tiny_model(vocab_size=len(alphabet) + 2, hidden_size=32)
     return LanguageModel(config, params, fast, (len(alphabet) + 1,), "tiny", "tiny")
