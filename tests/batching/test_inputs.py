@@ -165,6 +165,7 @@ def test_the_last_waves_need_not_be_full():
 
 BASE = {
     "pick_base": "add",
+    "text_base": "an answer",
     "base_calls": [{"name": "add", "arguments": {"a": 1, "b": 2}}],
     "log_likelihoods": [-1.0, -2.0],
 }
