@@ -89,8 +89,8 @@ def test_the_bases_own_numbers(monkeypatch, usual, form, into, fault):
 @pytest.mark.parametrize("fault", FAULTS)
 @pytest.mark.parametrize(
     ("form", "stage", "into"),
-    [("keys", "sampled", "logits"), ("keys", "write_requests", "scores"), ("keys", "write_requests", "logits"),
-     ("free", "sampled", "logits")],
+    [("keys", "write", "logits"), ("keys", "label", "scores"), ("keys", "label", "logits"),
+     ("free", "write", "logits")],
 )  # fmt: skip
 def test_what_it_writes_for_itself(monkeypatch, usual, form, stage, into, fault):
     hits = inject(monkeypatch, stage, into, fault)

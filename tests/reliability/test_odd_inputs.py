@@ -39,7 +39,7 @@ FAILING = {
     "no tools": (entry("a", tools=[]), "the input has no candidate function"),
     "500 tools": (
         entry("a", tools=[tool(f"f{i}", description="x" * 20) for i in range(500)]),
-        "the model's context is",
+        "far more than the model's context of 4096 tokens",
     ),
     "10 MB of request": (entry("a", LONG), "characters, far more than the model's context of 4096 tokens"),
     "10 MB of words": (entry("a", "word " * 2_000_000), "far more than the model's context"),
