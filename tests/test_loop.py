@@ -29,7 +29,7 @@ from ttsi_jax.model.generation import decode_wave
 from ttsi_jax.model.scoring import prefill_wave, score_wave
 from ttsi_jax.runs.clock import CompileClock
 from ttsi_jax.runs.record import Record, to_json
-from ttsi_jax.synthesis import SynthesisConfig, Synthetic
+from ttsi_jax.synthesis import REQUEST, SynthesisConfig, Synthesizer, Synthetic
 from ttsi_jax.tasks import Call, Example, GoldCall, Task
 
 MODEL = tiny_model()
@@ -243,9 +243,13 @@ def test_two_pairs_train_in_turn():
         assert len(record.losses) == 6 and record.losses[0] != record.losses[1]
 
 
-def test_no_usable_pair_keeps_the_bases_answer(monkeypatch, usual):
-    monkeypatch.setattr(loop, "read_request", lambda text: "")
-    for record in records():
+def requests(text: str) -> dict[str, Synthesizer]:
+    """A synthesizer of this one request, as an argument of `run`."""
+    return {"synthesizer": REQUEST._replace(read=lambda _: Synthetic(text, ()))}
+
+
+def test_no_usable_pair_keeps_the_bases_answer(usual):
+    for record in run(MODEL, TASK, settings(), **requests("")).records:
         assert (record.adapted, record.reason) == (False, "no usable pair in 3 tries")
         assert {pair["reason"] for pair in record.synthetic} <= {
             "the request is empty",
@@ -254,27 +258,23 @@ def test_no_usable_pair_keeps_the_bases_answer(monkeypatch, usual):
         assert record.calls == record.base_calls == usual[record.id].base_calls
 
 
-def test_a_request_that_does_not_fit_is_dropped(monkeypatch):
-    monkeypatch.setattr(loop, "read_request", lambda text: "€ " * 200)
-    [record] = records(task_of(EXAMPLES[0]))
+def test_a_request_that_does_not_fit_is_dropped():
+    [record] = run(MODEL, task_of(EXAMPLES[0]), settings(), **requests("€ " * 200)).records
     assert {pair["reason"] for pair in record.synthetic} == {"the request is too long"}
 
 
-@pytest.mark.parametrize("form", ["request", "pair"])
-def test_a_request_that_the_template_refuses_is_dropped(monkeypatch, form):
+@pytest.mark.parametrize("calls", [(), (Call("add", {"a": 1, "b": 2}),)])
+def test_a_request_that_the_template_refuses_is_dropped(calls):
     model = with_template("{% if m['content'] == 'no' %}{{ raise_exception('not that') }}{% endif %}")
-    monkeypatch.setattr(loop, "read_request", lambda text: "no")
-    monkeypatch.setattr(loop, "read_pair", lambda text: Synthetic("no", (Call("add", {"a": 1, "b": 2}),)))
-    synthesis = replace(settings().synthesis, form=form)
-    [record] = run(model, task_of(EXAMPLES[0]), settings(synthesis=synthesis)).records
+    refused = lambda example, attempt: Synthetic("no", calls)  # noqa: E731
+    [record] = run(model, task_of(EXAMPLES[0]), settings(), synthesizer=refused).records
     assert record.error is None and record.calls == record.base_calls
     assert [pair["reason"].rpartition(": ")[2] for pair in record.synthetic] == ["not that"] * 3
 
 
-def test_a_pair_that_does_not_fit_the_context_is_dropped(monkeypatch):
+def test_a_pair_that_does_not_fit_the_context_is_dropped():
     long = Synthetic("long " * 2000, (Call("add", {"a": 1, "b": 2}),))
-    monkeypatch.setattr(loop, "read_pair", lambda text: long)
-    [record] = records(task_of(EXAMPLES[0]), synthesis=replace(settings().synthesis, form="pair"))
+    [record] = run(MODEL, task_of(EXAMPLES[0]), settings(), synthesizer=lambda example, attempt: long).records
     assert {pair["reason"] for pair in record.synthetic} == {"the pair does not fit the model's context"}
 
 

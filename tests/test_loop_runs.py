@@ -48,7 +48,7 @@ def test_a_rule_and_a_loss_of_ones_own(usual):
     ("changes", "message"),
     [
         (gate(estimator="margn"), "unknown estimator 'margn'; did you mean 'margin'? Known: margin"),
-        ({"adapt": replace(settings().adapt, rule="sgd")}, "unknown update rule 'sgd'. Known: adamw"),
+        ({"adapt": replace(settings().adapt, rule="ftrl")}, "unknown update rule 'ftrl'. Known: adamw"),
         ({"adapt": replace(settings().adapt, loss="hinge")}, "unknown loss 'hinge'. Known: answer_cross_entropy"),
         (
             {"adapt": replace(settings().adapt, rule="tiny_runs:none")},
@@ -90,7 +90,9 @@ def test_a_run_is_kept(tmp_path, gated):
     kept = json.loads((path / "config.json").read_text())
     weights = {"model": "tiny", "checksum": MODEL.checksum, "dtype": "float32"}
     assert kept == weights | {"task": "tiny", "inputs": fingerprint(TASK)} | config.to_dict()
-    assert json.loads((path / "environment.json").read_text())["python"]
+    environment = json.loads((path / "environment.json").read_text())
+    assert (environment["seed"], environment["weights"]) == (config.seed, weights)
+    assert {"python", "versions", "jax", "revision"} < environment.keys()
 
 
 @pytest.mark.parametrize("share", [0.0, 0.3, 0.5, 0.8, 0.95])

@@ -76,9 +76,9 @@ def test_names_stand_for_objects():
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("sgd", "unknown update rule 'sgd'. Known: adamw; or package.module:object"),
-        ("adam", "unknown update rule 'adam'; did you mean 'adamw'? Known: adamw; or package.module:object"),
-        ("", "unknown update rule ''. Known: adamw; or package.module:object"),
+        ("ftrl", f"unknown update rule 'ftrl'. Known: {', '.join(RULES)}; or package.module:object"),
+        ("adam", "unknown update rule 'adam'; did you mean 'adamw'? Known: adamw, sgd, "),
+        ("", "unknown update rule ''. Known: adamw, sgd, "),
         (
             "no_such_module:f",
             "update rule 'no_such_module:f' cannot be imported: ModuleNotFoundError: No module named 'no_such_module'",

@@ -1,3 +1,5 @@
+# pyright: strict, reportUnknownMemberType=false, reportUnknownVariableType=false
+# pyright: reportUnknownArgumentType=false, reportUnknownLambdaType=false
 """T: test-time fine-tuning, one low-rank adapter per input (paper, Algorithm 1, step 3).
 
 A loss and an update rule are written for ONE example. This module does the rest: it scans over the training steps,
@@ -18,10 +20,12 @@ from jax import Array
 
 from ttsi_jax.model.cache import Cache, wave_axis
 from ttsi_jax.model.config import DecoderConfig
-from ttsi_jax.model.decoder import Params, Past, Tokens, forward, logits
-from ttsi_jax.model.lora import Adapter, LoraConfig, init_adapter, projection_shapes
+from ttsi_jax.model.decoder import LayerInputs, Params, Past, Tokens, logits, run_layers
+from ttsi_jax.model.lora import TARGETS, Adapter, LoraConfig, init_adapter, projection_shapes
 
 State = Any  # a pytree that belongs to the rule
+Metrics = dict[str, Array]  # scalars by name
+Extra = Literal["rejected", "samples"]  # what a loss may need beside the pair; see `Batch`
 
 
 @dataclass(frozen=True)
@@ -34,9 +38,18 @@ class AdaptConfig:
         rule: an update rule's name, or `package.module:object` (an `UpdateRule`, or a function from lr to one).
         loss: a loss's name, or `package.module:object`.
         epochs: passes over an input's pairs; with batch size 1 that is epochs x pairs steps.
-        lr: peak learning rate.
+        lr: the rule's rate; by default the rule's own, which for adamw is the paper's 1e-4.
         rank: inner size of the adapters.
         alpha: adapters are scaled by alpha / rank.
+        scaling: `rslora` scales by alpha / sqrt(rank) instead.
+        targets: the projections that get an adapter.
+        layers: the layers that get one, counted from the end where negative; none named are all of them.
+        start: directory of a PEFT adapter that is theta_0, the model before any adaptation: scores, pairs and the
+          base's answers come from it, and every adapter starts as it.
+        reset: `example`: every input starts from theta_0 (the paper). `never`: from the adapter of the input that
+          adapted before it, in the task's order, which ties inputs together on purpose; needs wave 1.
+        samples: answers that are sampled to each pair's request, for losses that need them.
+        save: keep every input's adapter in the run's directory.
         memory: GiB for intermediate values of training; a wave trains in chunks that fit.
     """
 
@@ -44,46 +57,100 @@ class AdaptConfig:
     rule: str = "adamw"
     loss: str = "answer_cross_entropy"
     epochs: int = 5
-    lr: float = 1e-4
+    lr: float | None = None
     rank: int = 8
     alpha: float = 16.0
+    scaling: Literal["lora", "rslora"] = "lora"
+    targets: tuple[str, ...] = TARGETS
+    layers: tuple[int, ...] = ()
+    start: str | None = None
+    reset: Literal["example", "never"] = "example"
+    samples: int = 4
+    save: bool = False
     memory: float = 2.0
 
     @property
     def lora(self) -> LoraConfig:
-        return LoraConfig(self.rank, self.alpha)
+        return LoraConfig(self.rank, self.alpha, self.targets, self.layers, self.scaling)
 
 
 class Batch(NamedTuple):
-    """One training sequence; a rule sees one at a time (batch size 1, as in the paper)."""
+    """One training sequence; a rule sees one at a time (batch size 1, as in the paper).
+
+    The last three fields are there for a loss that asks for them (see `needs`), and `()` for others.
+    """
 
     tokens: Tokens  # [T]
     predict: Array  # [A] int32: indices into T whose next token is trained on
     labels: Array  # [A] int32: those next tokens
     weights: Array  # [A] float32: 0 is padding
+    rejected: Batch | tuple[()] = ()  # the same request with a wrong call; weights 0 where none could be made
+    samples: Batch | tuple[()] = ()  # answers that the model sampled to the request; all with a leading axis M
+    rewards: Array | tuple[()] = ()  # [M] float32 in [0, 1]: how good each sample is
 
 
 class Outputs(NamedTuple):
     """What the model says about one sequence."""
 
     logits: Array  # [A, V] float32, at the positions asked for
+    inputs: LayerInputs | tuple[()] = ()  # on request: what each projection read, [T, in] by layer and name
 
 
 class Forward(Protocol):
-    """The model with the base bound: adapter (None is the base), tokens [T], indices [A] -> `Outputs`."""
+    """The model with the base bound: adapter (None is theta_0), tokens [T], indices [A] int32 -> `Outputs`."""
 
-    def __call__(self, adapter: Adapter | None, tokens: Tokens, predict: Array) -> Outputs: ...
+    def __call__(self, adapter: Adapter | None, tokens: Tokens, predict: Array, inputs: bool = False) -> Outputs: ...
 
 
 class Loss(Protocol):
-    """A loss of one example: (forward, adapter, batch, key) -> (scalar float32, dict of scalars to report)."""
+    """A loss of one example: (forward, adapter, batch, key) -> (float32 scalar, e.g. nats; dict of scalars to report).
+
+    Hyperparameters are keyword arguments with defaults (`functools.partial` sets others) and belong to the program: a
+    new value compiles it anew.
+    """
+
+    def __call__(self, forward: Forward, adapter: Adapter, batch: Batch, key: Array) -> tuple[Array, Metrics]: ...
+
+
+def needs(*extras: Extra) -> Callable[[Loss], Loss]:
+    """Declares what a loss reads from its batch beside the pair; the loop then provides it.
+
+    >>> @needs("rejected")
+    ... def hinge(forward, adapter, batch, key): ...
+    """
+
+    def declare(loss: Loss) -> Loss:
+        loss.needs = extras  # pyright: ignore[reportAttributeAccessIssue]
+        return loss
+
+    return declare
+
+
+def needed(loss: Loss) -> tuple[Extra, ...]:
+    """What `needs` declared of a loss, also through `functools.partial`."""
+    return getattr(loss, "needs", getattr(getattr(loss, "func", None), "needs", ()))
+
+
+@dataclass(frozen=True)
+class LossFn:
+    """A loss with the model bound: (adapter, batch, key) -> (float32 scalar, dict of scalars).
+
+    A rule that wants more than the loss's value and gradient asks `forward` itself.
+    """
+
+    loss: Loss
+    forward: Forward
+
+    def __call__(self, adapter: Adapter, batch: Batch, key: Array) -> tuple[Array, Metrics]:
+        return self.loss(self.forward, adapter, batch, key)
+
+
+class RuleStep(Protocol):
+    """One step of one example: changes an adapter and the rule's state by one training sequence."""
 
     def __call__(
-        self, forward: Forward, adapter: Adapter, batch: Batch, key: Array
-    ) -> tuple[Array, dict[str, Array]]: ...
-
-
-LossFn = Callable[[Adapter, Batch, Array], tuple[Array, dict[str, Array]]]  # a Loss with Forward bound
+        self, loss_fn: LossFn, adapter: Adapter, state: State, batch: Batch, key: Array
+    ) -> tuple[Adapter, State, Metrics]: ...
 
 
 class UpdateRule(NamedTuple):
@@ -96,14 +163,15 @@ class UpdateRule(NamedTuple):
     """
 
     init: Callable[[Adapter, Array], State]
-    step: Callable[[LossFn, Adapter, State, Batch, Array], tuple[Adapter, State, dict[str, Array]]]
+    step: RuleStep
 
 
 def adapt_example(
     config: DecoderConfig,
     params: Params,
-    rule_step: Callable[..., tuple[Adapter, State, dict[str, Array]]],
+    rule_step: RuleStep,
     loss: Loss,
+    theta_0: Adapter | None,
     adapter: Adapter,
     state: State,
     batches: Batch,
@@ -119,6 +187,7 @@ def adapt_example(
     """Trains one adapter for `n_steps` steps; step s takes pair s mod n_pairs.
 
     Args:
+        theta_0: the adapter that a loss's `forward(None, ...)` means; None is the base.
         batches: K sequences, every array with a leading axis K; the first n_pairs are real.
         past: the base's caches that come before the sequences (empty: the sequences are whole prompts).
         max_steps: length of the scan; steps from `n_steps` on change nothing.
@@ -126,18 +195,13 @@ def adapt_example(
     Returns:
         The adapter, and the loss before each step [max_steps] float32 (NaN where no step was taken).
     """
-
-    def run(adapter: Adapter | None, tokens: Tokens, predict: Array) -> Outputs:
-        hidden, _ = forward(config, params, tokens, past, adapter, scale, remat)
-        return Outputs(logits(config, params, hidden[predict]))
-
-    def loss_fn(adapter: Adapter, batch: Batch, key: Array) -> tuple[Array, dict[str, Array]]:
-        return loss(run, adapter, batch, key)
+    loss_fn = LossFn(loss, bind_forward(config, params, past, theta_0, scale, remat))
 
     def step(carry: tuple[Adapter, State], index: Array) -> tuple[tuple[Adapter, State], Array]:
         pair = jnp.mod(index, jnp.maximum(n_pairs, 1))
         batch = jax.tree.map(lambda x: jax.lax.dynamic_index_in_dim(x, pair, keepdims=False), batches)
-        *new, metrics = rule_step(loss_fn, *carry, batch, jax.random.fold_in(key, index))
+        with jax.named_scope("step"):
+            *new, metrics = rule_step(loss_fn, *carry, batch, jax.random.fold_in(key, index))
         active = index < n_steps
         carry = jax.tree.map(lambda old, x: jnp.where(active, x, old), carry, tuple(new))
         return carry, jnp.where(active, metrics["loss"], jnp.nan)
@@ -146,12 +210,38 @@ def adapt_example(
     return adapter, losses
 
 
+def bind_forward(
+    config: DecoderConfig, params: Params, past: Past, theta_0: Adapter | None, scale: float, remat: bool = False
+) -> Forward:
+    """`Forward` of one sequence, from the model, what came before and what None stands for."""
+
+    def run(adapter: Adapter | None, tokens: Tokens, predict: Array, inputs: bool = False) -> Outputs:
+        adapter = theta_0 if adapter is None else adapter
+        hidden, _, read = run_layers(config, params, tokens, past, adapter, scale, remat)
+        return Outputs(logits(config, params, hidden[predict]), read if inputs else ())
+
+    return run
+
+
 def init_wave(
-    keys: Array, config: DecoderConfig, lora: LoraConfig, rule: UpdateRule, n_steps: Array
+    keys: Array,
+    config: DecoderConfig,
+    lora: LoraConfig,
+    rule: UpdateRule,
+    n_steps: Array,
+    start: Adapter | None = None,
 ) -> tuple[Adapter, State]:
-    """Fresh adapters and rule states with a leading axis E, from keys [E] and step counts [E] int32."""
-    adapters = _init_adapters(keys, config, lora)
+    """Adapters and rule states with a leading axis E, from keys [E] and step counts [E] int32.
+
+    The adapters are fresh, or all copies of `start` (no leading axis).
+    """
+    adapters = _init_adapters(keys, config, lora) if start is None else repeat(start, keys.shape[0])
     return adapters, jax.vmap(rule.init)(adapters, n_steps)
+
+
+def repeat(adapter: Adapter, n: int) -> Adapter:
+    """An adapter n times, with a leading axis."""
+    return jax.tree.map(lambda x: jnp.repeat(x[None], n, axis=0), adapter)
 
 
 @partial(jax.jit, static_argnums=(1, 2))
@@ -167,7 +257,7 @@ def _init_adapters(keys: Array, config: DecoderConfig, lora: LoraConfig) -> Adap
 def adapt_wave(
     config: DecoderConfig,
     params: Params,
-    rule_step: Callable[..., tuple[Adapter, State, dict[str, Array]]],
+    rule_step: RuleStep,
     loss: Loss,
     adapters: Adapter,
     states: State,
@@ -176,6 +266,7 @@ def adapt_wave(
     n_steps: Array,
     keys: Array,
     past: tuple[Cache, ...] = (),
+    theta_0: Adapter | None = None,
     *,
     max_steps: int,
     scale: float,
@@ -184,21 +275,22 @@ def adapt_wave(
 ) -> tuple[Adapter, Array]:
     """`adapt_example` for E inputs in one program, `chunk` of them at a time; a chunk without steps is skipped.
 
-    Every argument but `params` has a leading axis E (`batches` E and K), but for a `past` that all rows share; `chunk`
-    divides E. The adapters are donated; the base never is.
+    Every argument but `params` and `theta_0` has a leading axis E (`batches` E and K), but for a `past` that all rows
+    share; `chunk` divides E. The adapters are donated; the base never is.
 
     Returns:
         The adapters (leading axis E) and the losses [E, max_steps].
     """
 
-    one = partial(adapt_example, config, params, rule_step, loss, max_steps=max_steps, scale=scale, remat=remat)
+    how = {"max_steps": max_steps, "scale": scale, "remat": remat}
+    one = partial(adapt_example, config, params, rule_step, loss, theta_0, **how)
     axis = wave_axis(past)
     own_past = past if axis == 0 else ()
 
-    def skip(adapters, *rest):  # noqa: ANN001, ANN002, ANN202
+    def skip(adapters: Adapter, *rest: Any) -> tuple[Adapter, Array]:
         return adapters, jnp.full((chunk, max_steps), jnp.nan)
 
-    def adapt_chunk(part: tuple) -> tuple[Adapter, Array]:
+    def adapt_chunk(part: tuple[Any, ...]) -> tuple[Adapter, Array]:
         *rows, own_past = part
         train = jax.vmap(one, (0,) * len(rows) + (axis,))
         return jax.lax.cond(jnp.any(part[4] > 0), train, skip, *rows, own_past if axis == 0 else past)
@@ -210,20 +302,27 @@ def adapt_wave(
 
 
 def training_chunk(
-    config: DecoderConfig, settings: AdaptConfig, n_examples: int, n_tokens: int, n_past: int, n_answer: int
+    config: DecoderConfig,
+    settings: AdaptConfig,
+    n_examples: int,
+    n_tokens: int,
+    n_past: int,
+    n_answer: int,
+    n_sequences: int = 1,
 ) -> tuple[int, bool]:
     """How many examples train at a time within `settings.memory`, and whether their layers must be recomputed.
 
     Counts in float32 what the backward pass keeps: per layer and token the stream, the projections' inputs and outputs
     and two copies of the attention weights; three copies of the logits; and of the adapter its gradient, its new value
-    and two moments. The chunk divides `n_examples`.
+    and two moments. `n_sequences` is how many sequences a step computes. The chunk divides `n_examples`.
     """
     per_token = 6 * config.hidden_size + 4 * config.mlp_size + 4 * config.n_heads * config.head_dim
-    per_layer = n_tokens * (per_token + 2 * config.n_heads * (n_tokens + n_past))
-    adapter = config.n_layers * settings.rank * sum(map(sum, projection_shapes(config).values()))
-    others = 3 * n_answer * config.vocab_size + 4 * adapter
+    per_layer = n_sequences * n_tokens * (per_token + 2 * config.n_heads * (n_tokens + n_past))
+    shapes, lora = projection_shapes(config), settings.lora
+    adapter = len(lora.chosen(config)) * lora.rank * sum(sum(shapes[name]) for name in lora.targets)
+    others = 3 * n_sequences * n_answer * config.vocab_size + 4 * adapter
     kept = 4 * (per_layer * config.n_layers + others)
-    recomputed = 4 * (per_layer + n_tokens * config.hidden_size * config.n_layers + others)
+    recomputed = 4 * (per_layer + n_sequences * n_tokens * config.hidden_size * config.n_layers + others)
     budget = settings.memory * 2**30
     remat = kept > budget
     fits = max(1, int(budget // (recomputed if remat else kept)))

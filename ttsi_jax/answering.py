@@ -1,3 +1,5 @@
+# pyright: strict, reportUnknownMemberType=false, reportUnknownVariableType=false
+# pyright: reportUnknownArgumentType=false, reportUnknownLambdaType=false
 """From a prompt to function calls: what the model decodes, and how it is read.
 
 Two forms. `free`: the model writes its whole answer, which is parsed. `keys`: the function that scoring picked and its
@@ -10,14 +12,14 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
 
 from ttsi_jax.model.generation import FORCED, SlotTables
 from ttsi_jax.tasks import Call, CallSyntaxError, Tool, parse_calls
-from ttsi_jax.tasks.pieces import call_pieces, forced_pieces, json_type, written_arguments
+from ttsi_jax.tasks.pieces import call_pieces, forced_pieces, json_type, keys_text, written_arguments
 from ttsi_jax.tasks.prompts import PromptEncoder
 
 TEXT, LINE, STRING, NESTED, INTEGER, NUMBER, BOOLEAN = range(1, 8)  # kinds of free slots; see `slot_tables`
@@ -29,12 +31,13 @@ class AnswerConfig:
     """Settings of answering.
 
     Attributes:
-        form: `free` (the model writes JSON or `name(argument=value)`) or `keys` (it only fills in the values).
+        form: `free` (the model writes JSON or `name(argument=value)`), `keys` (it only fills in the values), or
+          `package.module:object`, an `Answerer`.
         max_tokens: most tokens of an answer, forced ones included.
         value_tokens: most tokens of one value in the form `keys`.
     """
 
-    form: Literal["free", "keys"] = "free"
+    form: str = "free"
     max_tokens: int = 192
     value_tokens: int = 32
 
@@ -150,6 +153,27 @@ def keys_script(encoder: PromptEncoder, tool: Tool, config: AnswerConfig) -> lis
     for schema, ids in zip(schemas, forced[1:], strict=True):
         script += [Slot(FORCED, ids), Slot(value_kind(schema), limit=limit)]
     return script
+
+
+class Answerer(NamedTuple):
+    """How one input's answer is decoded and read; the library decodes a wave of them together.
+
+    Attributes:
+        script: (encoder, tool, settings) -> slots: what is forced, and what the model says freely. `tool` is the
+            function that scoring picked.
+        text: (tool, what the model said in each free slot, in order) -> the answer, which is then parsed.
+        opened: whether the script follows `{"name": "`, the opening of an answer, after which candidates are scored;
+            otherwise it begins with the model's turn.
+    """
+
+    script: Callable[[PromptEncoder, Tool, AnswerConfig], list[Slot]]
+    text: Callable[[Tool, Sequence[str]], str]
+    opened: bool = False
+
+
+FREE = Answerer(lambda encoder, tool, config: [Slot(TEXT, limit=config.max_tokens)], lambda tool, texts: texts[0])
+KEYS = Answerer(keys_script, keys_text, opened=True)
+ANSWERERS = {"free": FREE, "keys": KEYS}
 
 
 def call_ids(encoder: PromptEncoder, call: Call) -> tuple[int, ...]:

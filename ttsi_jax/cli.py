@@ -1,4 +1,4 @@
-"""The command line: `ttsi-jax run | compare | report | models | tasks`.
+"""The command line: `ttsi-jax run | compare | report | export | models | tasks`.
 
 Exit codes: 0 done; 1 finished, but some inputs failed; 2 bad arguments or input; 3 a model file that cannot be used;
 130 interrupted, and the same command resumes.
@@ -7,7 +7,6 @@ Exit codes: 0 done; 1 finished, but some inputs failed; 2 bad arguments or input
 from __future__ import annotations
 
 import os
-import signal
 import sys
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -16,11 +15,12 @@ from typing import Annotated
 import tyro
 from jax.errors import JaxRuntimeError
 from rich.console import Console
-from rich.text import Text
 
 from ttsi_jax.config import RunConfig
 from ttsi_jax.errors import InputError, ModelFileError
 from ttsi_jax.runs.directory import named_after
+from ttsi_jax.runs.signals import Interrupts
+from ttsi_jax.runs.table import shown
 
 DONE, SOME_FAILED, BAD_INPUT, BAD_MODEL, INTERRUPTED = 0, 1, 2, 3, 130
 
@@ -80,6 +80,21 @@ class Report:
 
 
 @dataclass(frozen=True)
+class Export:
+    """Write the adapter of one input as a directory that PEFT loads; the run must have been made with --adapt.save.
+
+    Attributes:
+        run: the run's directory.
+        id: the input's id.
+        out: the directory to write.
+    """
+
+    run: Annotated[Path, tyro.conf.Positional]
+    id: Annotated[str, tyro.conf.Positional]
+    out: Path
+
+
+@dataclass(frozen=True)
 class Models:
     """List the models that have a short name, and the families that can be loaded."""
 
@@ -105,12 +120,20 @@ def run(args: Run) -> int:
     _say(f"{len(task.examples)} inputs of {task.name}; loading {args.model}")
     model = load_model(args.model, dtype=args.dtype)
     _say(f"the run is kept in {directory}")
+    resume = f"finished inputs are in {directory}, and the same command resumes the run"
     try:
-        with progress_bars(messages) as progress:
+        with Interrupts() as interrupts, progress_bars(messages) as show:
+
+            def progress(stage: str, done: int, known: int) -> None:
+                interrupts.check()
+                show(stage, done, known)
+
             result = run_task(model, task, config, out=directory, progress=progress)
     except KeyboardInterrupt:
-        _say(f"interrupted; finished inputs are in {directory}, and the same command resumes the run")
+        _say(f"interrupted; {resume}")
         return INTERRUPTED
+    except OSError as error:
+        raise InputError(f"{_told(error)}; {resume}") from None
     if any(record.adapted for record in result.records):
         output.print(examples_table(result.records))
     output.print(summary_table(result.summary, f"{task.name} · {model.name} · {config.method}"))
@@ -118,7 +141,7 @@ def run(args: Run) -> int:
     failed = [record for record in result.records if record.error is not None]
     for record in failed:
         _say(f"failed: input '{record.id}': {record.error}")
-    output.print(Text(f"run: {directory}"), soft_wrap=True)
+    output.print(shown(f"run: {directory}"), soft_wrap=True)
     return SOME_FAILED if failed or task.problems else DONE
 
 
@@ -143,6 +166,14 @@ def report(args: Report) -> int:
     return DONE
 
 
+def export(args: Export) -> int:
+    from ttsi_jax.checkpoints.adapters import export_adapter
+
+    export_adapter(args.run, args.id, args.out)
+    _say(f"adapter of input '{args.id}': {args.out}")
+    return DONE
+
+
 def models(args: Models) -> int:
     from ttsi_jax.checkpoints import describe_models
     from ttsi_jax.runs.table import plain_table
@@ -162,22 +193,22 @@ def tasks(args: Tasks) -> int:
 
 def main(argv: list[str] | None = None) -> int:
     """Runs a command; returns its exit code."""
-    commands = {Run: run, Compare: compare, Report: report, Models: models, Tasks: tasks}
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    commands = {Run: run, Compare: compare, Report: report, Export: export, Models: models, Tasks: tasks}
     sys.path.append(os.getcwd())  # where a user's own rules, losses and estimators lie
     try:
-        args = tyro.extras.subcommand_cli_from_dict(
-            {command.__name__.lower(): command for command in commands},
-            prog="ttsi-jax",
-            description="Test-time self-improvement for tool-calling language models.",
-            args=argv,
-        )
-        return commands[type(args)](args)
+        with Interrupts():
+            args = tyro.extras.subcommand_cli_from_dict(
+                {command.__name__.lower(): command for command in commands},
+                prog="ttsi-jax",
+                description="Test-time self-improvement for tool-calling language models.",
+                args=argv,
+            )
+            return commands[type(args)](args)
     except (InputError, ModelFileError) as error:
         _say(f"error: {error}")
         return BAD_MODEL if isinstance(error, ModelFileError) else BAD_INPUT
     except OSError as error:
-        _say(f"error: {error.filename or 'a file'}: {error.strerror or error}")
+        _say(f"error: {_told(error)}")
         return BAD_INPUT
     except JaxRuntimeError as error:
         _say(f"error: {str(error).splitlines()[0]}\nOut of memory? A smaller --wave or --adapt.memory needs less.")
@@ -187,8 +218,12 @@ def main(argv: list[str] | None = None) -> int:
         return INTERRUPTED
 
 
+def _told(error: OSError) -> str:
+    return f"{error.filename or 'a file'}: {error.strerror or error}"
+
+
 def _say(text: str) -> None:
-    messages.print(Text(text), soft_wrap=True)
+    messages.print(shown(text), soft_wrap=True)
 
 
 if __name__ == "__main__":

@@ -1,19 +1,24 @@
+# pyright: strict, reportUnknownMemberType=false, reportUnknownVariableType=false
+# pyright: reportUnknownArgumentType=false, reportUnknownLambdaType=false
 """A run's configuration: the settings of its steps, and the names that stand for objects."""
 
 from __future__ import annotations
 
 import importlib
+import json
 import math
-from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field, is_dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field, is_dataclass, replace
 from difflib import get_close_matches
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any, Literal, NamedTuple, get_args, get_origin, get_type_hints
 
-from ttsi_jax.adaptation import AdaptConfig, UpdateRule
-from ttsi_jax.answering import AnswerConfig
+from ttsi_jax.adaptation import AdaptConfig, Loss, UpdateRule
+from ttsi_jax.answering import ANSWERERS, AnswerConfig, Answerer
 from ttsi_jax.errors import InputError
-from ttsi_jax.synthesis import SynthesisConfig
-from ttsi_jax.uncertainty import GateConfig
+from ttsi_jax.model.lora import TARGETS
+from ttsi_jax.rules import LOSSES, RULES
+from ttsi_jax.synthesis import SYNTHESIZERS, PairSource, SynthesisConfig, Synthesizer
+from ttsi_jax.uncertainty import ESTIMATORS, Estimator, GateConfig
 
 
 @dataclass(frozen=True)
@@ -44,8 +49,74 @@ class RunConfig:
         auto = "request" if self.answer.form == "keys" else "pair"
         return auto if self.synthesis.form == "auto" else self.synthesis.form
 
+    def with_parts(self, given: Mapping[str, Any]) -> RunConfig:
+        """The settings with the names of objects that were given in the place of some (see `Parts`)."""
+        config = self
+        for name, part in given.items():
+            step, setting, _, _ = _PARTS[name]
+            changed = replace(getattr(config, step), **{setting: described(part)})
+            config = replace(config, **{step: changed})
+        return config
+
     def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
+        """Plain JSON values, as they stand in a run's `config.json`."""
+        return json.loads(json.dumps(asdict(self)))
+
+
+class Parts(NamedTuple):
+    """The exchangeable steps of a run."""
+
+    estimator: Estimator  # H
+    synthesizer: PairSource  # G
+    loss: Loss  # T
+    rule: UpdateRule
+    answerer: Answerer
+
+
+_PARTS: dict[str, tuple[str, str, Mapping[str, Any], str]] = {  # part -> its settings, the name there, objects, kind
+    "estimator": ("gate", "estimator", ESTIMATORS, "estimator"),
+    "synthesizer": ("synthesis", "form", SYNTHESIZERS, "synthesizer"),
+    "loss": ("adapt", "loss", LOSSES, "loss"),
+    "rule": ("adapt", "rule", RULES, "update rule"),
+    "answerer": ("answer", "form", ANSWERERS, "form of answers"),
+}
+
+
+def find_parts(config: RunConfig, given: Mapping[str, Any]) -> Parts:
+    """The objects that a configuration names, or those given in their place.
+
+    Raises:
+        InputError: a name that stands for nothing, or an object that is not what it should be.
+    """
+    found = {}
+    for part, (step, setting, known, kind) in _PARTS.items():
+        name = config.synthesis_form if part == "synthesizer" else getattr(getattr(config, step), setting)
+        found[part] = given[part] if part in given else resolve(name, known, kind)
+    if not isinstance(found["rule"], UpdateRule):
+        found["rule"] = _make_rule(found["rule"], config.adapt)
+    if not isinstance(found["answerer"], Answerer):
+        raise InputError(f"form of answers '{config.answer.form}' is {found['answerer']!r}, not an Answerer")
+    return Parts(**found)
+
+
+def _make_rule(make: Callable[..., Any], config: AdaptConfig) -> UpdateRule:
+    try:
+        rule = make() if config.lr is None else make(config.lr)
+    except TypeError as error:
+        hint = "" if config.lr else "; perhaps it has no rate of its own, then give one: --adapt.lr 1e-4"
+        raise InputError(f"update rule '{config.rule}' cannot be made: {error}{hint}") from error
+    if not isinstance(rule, UpdateRule):
+        raise InputError(f"update rule '{config.rule}' gives {rule!r}, not an UpdateRule")
+    return rule
+
+
+def described(part: Any) -> str:
+    """A name for an object that was given without one: `module:name` of it, or of its functions."""
+    part = getattr(part, "func", part)
+    if isinstance(part, UpdateRule | Synthesizer | Answerer):
+        part = part[0]
+    kind = part if hasattr(part, "__qualname__") else type(part)
+    return f"{kind.__module__}:{kind.__qualname__}"
 
 
 def check(config: RunConfig) -> None:
@@ -54,26 +125,32 @@ def check(config: RunConfig) -> None:
     Raises:
         InputError: naming the option, its value and what it may be.
     """
-    at_least_one = {
-        "wave": config.wave,
-        "synthesis.k": config.synthesis.k,
-        "synthesis.tries": config.synthesis.tries,
-        "synthesis.max-tokens": config.synthesis.max_tokens,
-        "adapt.epochs": config.adapt.epochs,
-        "adapt.rank": config.adapt.rank,
-        "answer.max-tokens": config.answer.max_tokens,
-        "answer.value-tokens": config.answer.value_tokens,
-    }
     for name, value, choices in _choices(config):
         if value not in choices:
             raise InputError(f"--{name} is {value!r}; it must be one of {', '.join(choices)}")
-    for name, value in at_least_one.items():
-        if value < 1:
-            raise InputError(f"--{name} is {value}; it must be at least 1")
+    counts = {  # with what no machine could hold
+        "wave": (config.wave, 1 << 16),
+        "synthesis.k": (config.synthesis.k, 1 << 10),
+        "synthesis.tries": (config.synthesis.tries, 1 << 10),
+        "synthesis.max-tokens": (config.synthesis.max_tokens, 1 << 20),
+        "adapt.epochs": (config.adapt.epochs, 1 << 16),
+        "adapt.rank": (config.adapt.rank, 1 << 12),
+        "adapt.samples": (config.adapt.samples, 1 << 10),
+        "answer.max-tokens": (config.answer.max_tokens, 1 << 20),
+        "answer.value-tokens": (config.answer.value_tokens, 1 << 20),
+    }
+    for name, (value, most) in counts.items():
+        if not 1 <= value <= most:
+            raise InputError(f"--{name} is {value}; it must be at {'least 1' if value < 1 else f'most {most}'}")
     positive = {"adapt.lr": config.adapt.lr, "adapt.alpha": config.adapt.alpha, "adapt.memory": config.adapt.memory}
     for name, value in positive.items():
-        if not 0 < value < float("inf"):
+        if value is not None and not 0 < value < float("inf"):
             raise InputError(f"--{name} is {value}; it must be above 0")
+    for name in config.adapt.targets:
+        if name not in TARGETS:
+            raise InputError(f"--adapt.targets is {name!r}; it must be one of {', '.join(TARGETS)}")
+    if config.adapt.reset == "never" and config.wave != 1:
+        raise InputError(f"--adapt.reset never takes inputs one after another: --wave is {config.wave}; it must be 1")
     if math.isnan(config.gate.tau):
         raise InputError("--gate.tau is not a number")
     if not 0 < config.synthesis.top_p <= 1:
@@ -111,6 +188,6 @@ def resolve(name: str, known: Mapping[str, Any], kind: str) -> Any:
         found = getattr(importlib.import_module(module_name), attribute)
     except Exception as error:  # importing runs the user's own code, which may raise anything
         raise InputError(f"{kind} '{name}' cannot be imported: {type(error).__name__}: {error}") from error
-    if not callable(found) and not isinstance(found, UpdateRule):
+    if not callable(found) and not isinstance(found, UpdateRule | Synthesizer | Answerer):
         raise InputError(f"{kind} '{name}' is {found!r}, which cannot be called")
     return found

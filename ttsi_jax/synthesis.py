@@ -1,3 +1,5 @@
+# pyright: strict, reportUnknownMemberType=false, reportUnknownVariableType=false
+# pyright: reportUnknownArgumentType=false, reportUnknownLambdaType=false
 """G: the model writes training examples for an input it is unsure of (paper, Algorithm 1, step 2).
 
 The input's label is never seen. Two ways to a pair (request, call):
@@ -13,11 +15,13 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
-from ttsi_jax.tasks import Call, CallSyntaxError, Tool, check_call, parse_calls, strict_json
+from ttsi_jax.runs.record import Record
+from ttsi_jax.tasks import Call, CallSyntaxError, Example, Tool, check_call, parse_calls, strict_json
+from ttsi_jax.tasks.prompts import NEW_PAIR, NEW_REQUEST, request_opening
 
 
 @dataclass(frozen=True)
@@ -26,7 +30,9 @@ class SynthesisConfig:
 
     Attributes:
         k: pairs wanted per input (paper: 1).
-        form: `pair`, `request`, or `auto`: `request` where answers have the form `keys`, else `pair`.
+        form: `pair`, `request`, or `auto`: `request` where answers have the form `keys`, else `pair`. Or
+          `package.module:object`: a `Synthesizer`, or a function of an example and the number of the attempt (from 0)
+          to a `Synthetic`, which may take its pairs from anywhere.
         tries: attempts per wanted pair before an input keeps its base answer.
         temperature: of sampling.
         top_p: of sampling.
@@ -34,7 +40,7 @@ class SynthesisConfig:
     """
 
     k: int = 1
-    form: Literal["auto", "pair", "request"] = "auto"
+    form: str = "auto"
     tries: int = 3
     temperature: float = 0.7
     top_p: float = 0.95
@@ -45,13 +51,32 @@ class Synthetic(NamedTuple):
     """One written pair; `reason` says why it was dropped."""
 
     query: str
-    calls: tuple[Call, ...]
+    calls: tuple[Call, ...]  # none: the model labels the request, with its own answer to it
     reason: str | None = None
 
     def record(self) -> dict[str, Any]:
         """The pair as it stands in a run's records."""
         calls = [asdict(call) for call in self.calls]
         return {"query": self.query, "calls": calls, "accepted": self.reason is None, "reason": self.reason}
+
+
+class Synthesizer(NamedTuple):
+    """How the model writes one pair for one input; the library writes those of a wave together.
+
+    Attributes:
+        prompt: example -> (the user's turn that asks for it, in which `{query}` is the input's request and other braces
+            are doubled; how the model's reply begins).
+        read: what the model went on to write -> the pair, with the reason where it is of no use.
+        line: whether a line break ends the reply; it may then have `synthesis.max_tokens` tokens, else
+            `answer.max_tokens`.
+    """
+
+    prompt: Callable[[Example], tuple[str, str]]
+    read: Callable[[str], Synthetic]
+    line: bool = False
+
+
+PairSource = Synthesizer | Callable[[Example, int], Synthetic]
 
 
 def read_request(text: str) -> str:
@@ -75,6 +100,26 @@ def read_pair(text: str) -> Synthetic:
         return Synthetic(query, tuple(parse_calls(json.dumps(value.get("call")))))
     except CallSyntaxError as error:
         return Synthetic(query, (), f"the call cannot be read: {error}")
+
+
+PAIR = Synthesizer(lambda example: (NEW_PAIR, ""), read_pair)
+REQUEST = Synthesizer(
+    lambda example: (NEW_REQUEST, request_opening(example)), lambda text: Synthetic(read_request(text), ()), line=True
+)
+SYNTHESIZERS: dict[str, PairSource] = {"pair": PAIR, "request": REQUEST}
+
+
+def recorded(records: Iterable[Record]) -> Callable[[Example, int], Synthetic]:
+    """Writes the pairs that another run accepted, so that runs differ in nothing but what they do with them."""
+    pairs = {record.id: [pair for pair in record.synthetic if pair["accepted"]] for record in records}
+
+    def write(example: Example, attempt: int) -> Synthetic:
+        own = pairs.get(example.id, [])
+        if attempt >= len(own):
+            return Synthetic("", (), "the recorded run has no further pair")
+        return Synthetic(own[attempt]["query"], tuple(Call(**call) for call in own[attempt]["calls"]))
+
+    return write
 
 
 def check_pair(pair: Synthetic, seed: str, tools: Sequence[Tool], kept: Sequence[str]) -> Synthetic:

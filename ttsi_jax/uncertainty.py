@@ -1,3 +1,5 @@
+# pyright: strict, reportUnknownMemberType=false, reportUnknownVariableType=false
+# pyright: reportUnknownArgumentType=false, reportUnknownLambdaType=false
 """H: how unsure the model is between the candidate functions (paper, Algorithm 1, step 1).
 
 Estimators are pure functions of ONE input: log-likelihoods [N] float32 and a mask [N] bool of real candidates, to a
@@ -53,10 +55,23 @@ def margin(log_likelihoods: Array, mask: Array) -> Array:
     return jnp.where(jnp.any(mask), p[0] - second, 0.0)
 
 
+def top_probability(log_likelihoods: Array, mask: Array) -> Array:
+    """The largest of the N probabilities, a float32 scalar."""
+    return jnp.max(relative_softmax(log_likelihoods, mask), initial=0.0)
+
+
+def negentropy(log_likelihoods: Array, mask: Array) -> Array:
+    """1 less the probabilities' entropy in units of log N: 0 where all N are alike; 1 for a single candidate."""
+    p, n = relative_softmax(log_likelihoods, mask), jnp.sum(mask)
+    entropy = -jnp.sum(jnp.where(p > 0, p * jnp.log(jnp.where(p > 0, p, 1.0)), 0.0))
+    certainty = 1.0 - entropy / jnp.log(jnp.maximum(n, 2))
+    return jnp.where(n > 0, jnp.clip(certainty, 0.0, 1.0), 0.0)
+
+
 @partial(jax.jit, static_argnums=0)
 def gate_wave(estimator: Estimator, log_likelihoods: Array, mask: Array) -> tuple[Array, Array]:
     """Probabilities [E, N] and certainties [E] of E inputs, from log-likelihoods and a mask [E, N]."""
     return jax.vmap(relative_softmax)(log_likelihoods, mask), jax.vmap(estimator)(log_likelihoods, mask)
 
 
-ESTIMATORS: dict[str, Estimator] = {"margin": margin}
+ESTIMATORS: dict[str, Estimator] = {"margin": margin, "top": top_probability, "negentropy": negentropy}

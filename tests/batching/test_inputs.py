@@ -16,6 +16,7 @@ from ttsi_jax.batching.inputs import Draft, assign_shapes, example_key, length_b
 from ttsi_jax.batching.waves import Pair
 from ttsi_jax.runs.record import Record
 from ttsi_jax.runs.scores import plain, read_plain
+from ttsi_jax.synthesis import REQUEST, SYNTHESIZERS
 from ttsi_jax.tasks import Call, GoldCall
 from ttsi_jax.tasks.prompts import OPENING, PromptEncoder
 
@@ -23,13 +24,14 @@ ENCODER = PromptEncoder(tiny_model().tokenizer)
 
 
 def draft(one=EXAMPLES[0], context_length=4096, **changes) -> Draft:
-    made = prepare(one, "tiny", ENCODER, settings(**changes), context_length)
+    config = settings(**changes)
+    made = prepare(one, "tiny", ENCODER, config, context_length, SYNTHESIZERS[config.synthesis_form])
     assert isinstance(made, Draft), made
     return made
 
 
 def refused(one, context_length=4096, encoder=ENCODER) -> Record:
-    made = prepare(one, "tiny", encoder, settings(), context_length)
+    made = prepare(one, "tiny", encoder, settings(), context_length, REQUEST)
     assert isinstance(made, Record)
     return made
 

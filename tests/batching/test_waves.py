@@ -19,12 +19,15 @@ from ttsi_jax.model.decoder import forward, logits, tokens_after
 from ttsi_jax.model.generation import FORCED, Sampling
 from ttsi_jax.model.lora import LoraConfig
 from ttsi_jax.rules import adamw, answer_cross_entropy
+from ttsi_jax.synthesis import REQUEST
 from ttsi_jax.tasks.prompts import PromptEncoder
 
 E, N_STEPS = 4, 24  # as in the loop's tests, which then find these programs compiled
 MODEL = tiny_model()
 ENCODER = PromptEncoder(MODEL.tokenizer)
-DRAFTS = [prepare(one, "tiny", ENCODER, settings(), 4096) for one in EXAMPLES[:4]]  # inputs 0 and 1 share their prefix
+DRAFTS = [
+    prepare(one, "tiny", ENCODER, settings(), 4096, REQUEST) for one in EXAMPLES[:4]
+]  # inputs 0 and 1 share their prefix
 assign_shapes(DRAFTS, E)
 ROWS = [draft.row(draft.opened) for draft in DRAFTS]
 NAMES = [draft.names for draft in DRAFTS]

@@ -1,11 +1,6 @@
-import functools
-import itertools
 import json
-import os
-import random
 import subprocess
 import sys
-import time
 
 import pytest
 
@@ -130,82 +125,3 @@ def test_a_second_process_is_refused_until_the_first_is_done(tmp_path):
         second = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
         assert "InputError" in second.stderr and "another process" in second.stderr
     assert subprocess.run([sys.executable, "-c", program]).returncode == 0
-
-
-class Crash(BaseException):
-    pass
-
-
-def work(path, appended):
-    """A whole run, resumed where there is something to resume; `appended` gathers the ids that were kept."""
-    with open_run(path, CONFIG) as run:
-        todo = [id for id in reversed(IDS) if id not in run.finished]
-        for i in range(0, len(todo), 2):
-            run.append(record(id) for id in todo[i : i + 2])
-            appended.update(todo[i : i + 2])
-        run.complete(IDS, {"n": len(IDS)})
-
-
-def test_a_crash_at_any_step_to_the_disk_loses_nothing(tmp_path, monkeypatch):
-    work(tmp_path / "uninterrupted", set())
-    expected = contents(tmp_path / "uninterrupted")
-    for step in itertools.count():
-        path, calls, appended = tmp_path / str(step), itertools.count(), set()
-
-        def crashing(*args, real, step=step, calls=calls):
-            if next(calls) == step:
-                raise Crash
-            real(*args)
-
-        with monkeypatch.context() as patch:
-            for name in ("fsync", "replace"):
-                patch.setattr(os, name, functools.partial(crashing, real=getattr(os, name)))
-            try:
-                work(path, appended)
-                break
-            except Crash:
-                pass
-        with open_run(path, CONFIG) as run:
-            assert appended <= run.finished.keys()
-        work(path, appended)
-        assert contents(path) == expected
-    assert step > 10
-
-
-PROGRAM = """
-import sys
-from ttsi_jax.runs.directory import open_run
-from ttsi_jax.runs.record import Record
-path, count = sys.argv[1], int(sys.argv[2])
-ids = [f"input-{i}" for i in range(count)]
-with open_run(path, {"tau": 0.95}) as run:
-    todo = [id for id in reversed(ids) if id not in run.finished]
-    for i in range(0, len(todo), 3):
-        run.append([Record(id, "task", "words " * 2000) for id in todo[i : i + 3]])
-    run.complete(ids, {"n": count})
-"""
-
-
-def test_a_run_killed_again_and_again_ends_as_if_uninterrupted(tmp_path):
-    count, moments, kills = 300, random.Random(0), 0
-    killed, records = tmp_path / "killed", tmp_path / "killed" / "records.jsonl"
-
-    def start(path):
-        return subprocess.Popen([sys.executable, "-c", PROGRAM, str(path), str(count)])
-
-    assert start(tmp_path / "uninterrupted").wait() == 0
-    expected = contents(tmp_path / "uninterrupted")
-    share = len(expected["records.jsonl"]) / 10
-    finished = set()
-    for attempt in range(10):
-        process = start(killed)
-        goal = share * (attempt + moments.random())
-        while process.poll() is None and not (records.exists() and records.stat().st_size >= goal):
-            time.sleep(0.0005)
-        process.kill()
-        kills += process.wait() < 0
-        before, finished = finished, set(read_records(records)[0])
-        assert before <= finished
-    assert kills >= 5
-    assert start(killed).wait() == 0
-    assert contents(killed) == expected

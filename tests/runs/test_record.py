@@ -17,7 +17,11 @@ def objects(values):
 
 
 JSON = st.recursive(LEAVES, lambda inner: st.lists(inner) | objects(inner))
-CALLS = st.none() | st.lists(st.fixed_dictionaries({"name": TEXT, "arguments": objects(JSON)}), max_size=2)
+CALL = st.fixed_dictionaries({"name": TEXT, "arguments": objects(JSON)})
+CALLS = st.none() | st.lists(CALL, max_size=2)
+PAIR = st.fixed_dictionaries(
+    {"query": TEXT, "calls": st.lists(CALL, max_size=2), "accepted": st.booleans(), "reason": st.none() | TEXT}
+)
 RECORDS = st.builds(
     Record,
     id=TEXT,
@@ -29,7 +33,7 @@ RECORDS = st.builds(
     text_base=st.none() | TEXT,
     calls=CALLS,
     gold=CALLS,
-    synthetic=st.lists(objects(JSON), max_size=2),
+    synthetic=st.lists(PAIR, max_size=2),
     seconds=objects(FLOATS),
     error=st.none() | TEXT,
 )
@@ -81,6 +85,10 @@ def test_text_stays_readable_and_lone_surrogates_are_escaped():
         ('{"id": 1, "task": "t", "query": "q"}', "'id' must be a str"),
         ('{"id": "a", "task": "t", "query": "q", "candidates": null}', "'candidates' must be a list"),
         ('{"id": "a", "task": "t", "query": "q", "seconds": []}', "'seconds' must be a dict"),
+        ('{"id": "a", "task": "t", "query": "q", "losses": ["high"]}', r"'losses' must be a list\[float | None\]"),
+        ('{"id": "a", "task": "t", "query": "q", "adapted": 1}', "'adapted' must be a bool"),
+        ('{"id": "a", "task": "t", "query": "q", "n_prompt_tokens": true}', "'n_prompt_tokens' must be a int"),
+        ('{"id": "a", "task": "t", "query": "q", "calls": [{"name": "f"}]}', r"must be a list\[Call\] | None"),
     ],
 )
 def test_what_is_no_record_is_named(line, complaint):

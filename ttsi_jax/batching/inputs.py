@@ -22,23 +22,17 @@ from ttsi_jax.config import RunConfig
 from ttsi_jax.errors import InputError
 from ttsi_jax.runs.record import Record
 from ttsi_jax.runs.scores import scored
+from ttsi_jax.synthesis import PairSource, Synthesizer
 from ttsi_jax.tasks import Example, Tool
 from ttsi_jax.tasks.pieces import name_text
-from ttsi_jax.tasks.prompts import (
-    NEW_PAIR,
-    NEW_REQUEST,
-    OPENING,
-    PromptEncoder,
-    answer_messages,
-    request_opening,
-    synthesis_messages,
-)
+from ttsi_jax.tasks.prompts import OPENING, PromptEncoder, answer_messages, render_tools, synthesis_messages
 
 PREFIX_STEP, SUFFIX_STEP = 32, 16  # lengths are rounded up to these
+CHARACTERS_PER_TOKEN = 16  # more than a text has, on average
 BUCKET_COST = 32_768  # padded prefix tokens that another bucket's programs are worth: about a minute on two cores
 
 # What an input's random key is used for; each use folds its own number into the key.
-SYNTHESIS, ADAPTATION, ANSWER = 0, 1, 2
+SYNTHESIS, ADAPTATION, ANSWER, SAMPLES = 0, 1, 2, 3
 
 
 @dataclass(eq=False)
@@ -89,18 +83,28 @@ class Draft:
 
 
 def prepare(
-    example: Example, task_name: str, encoder: PromptEncoder, config: RunConfig, context_length: int
+    example: Example,
+    task_name: str,
+    encoder: PromptEncoder,
+    config: RunConfig,
+    context_length: int,
+    synthesizer: PairSource,
 ) -> Draft | Record:
     """Tokenises an input; one that cannot run gives a record that says why."""
     record = Record(example.id, task_name, example.query, candidates=[tool.name for tool in example.tools])
     if not example.tools:
         return replace(record, error="the input has no candidate function")
-    writes_pair = config.synthesis_form == "pair"
-    instruction, opening = (NEW_PAIR, "") if writes_pair else (NEW_REQUEST, request_opening(example))
+    n_characters = len(render_tools(example.tools)) + sum(len(message["content"]) for message in example.messages)
+    if n_characters > CHARACTERS_PER_TOKEN * context_length:  # tokenising megabytes takes minutes
+        error = f"the input has {n_characters} characters, far more than the model's context of {context_length} tokens"
+        return replace(record, error=error)
     try:
         prefix = encoder.prefix(example)
         answer = encoder.suffix(example, answer_messages(example), prefix)
-        request = encoder.suffix(example, synthesis_messages(example, instruction), prefix, opening)
+        request = answer
+        if isinstance(synthesizer, Synthesizer):
+            instruction, opening = synthesizer.prompt(example)
+            request = encoder.suffix(example, synthesis_messages(example, instruction), prefix, opening)
     except InputError as error:
         return replace(record, error=str(error))
     record = replace(record, n_prompt_tokens=len(prefix) + len(answer))

@@ -14,7 +14,17 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from ttsi_jax.adaptation import AdaptConfig, Batch, Loss, UpdateRule, adapt_wave, init_wave, training_chunk
+from ttsi_jax.adaptation import (
+    AdaptConfig,
+    Batch,
+    Extra,
+    Loss,
+    UpdateRule,
+    adapt_wave,
+    init_wave,
+    needed,
+    training_chunk,
+)
 from ttsi_jax.answering import Slot, free_texts, script_arrays, slot_tables, special_ids
 from ttsi_jax.checkpoints import LanguageModel
 from ttsi_jax.model.cache import PADDING, SHARED, Cache
@@ -62,6 +72,9 @@ class Pair(NamedTuple):
 
     prompt: Ids
     answer: Ids
+    rejected: Ids = ()  # a wrong answer, for losses that need one
+    samples: tuple[Ids, ...] = ()  # sampled answers, likewise
+    rewards: tuple[float, ...] = ()  # of each
 
 
 class Adapted(NamedTuple):
@@ -203,8 +216,13 @@ class Waves:
         rule: UpdateRule,
         loss: Loss,
         config: AdaptConfig,
+        theta_0: Adapter | None = None,
+        start: Adapter | None = None,
     ) -> tuple[Adapted, np.ndarray]:
         """Trains an adapter per row on its pairs (at most `max_pairs`), for `config.epochs` passes over them.
+
+        `theta_0` is the adapter that the model has before any adaptation, `start` the one that every row starts as (by
+        default theta_0, or a fresh one); neither has a leading axis.
 
         Returns the adapters, and the loss before each step [rows, epochs * max_pairs], NaN where no step was taken.
         """
@@ -217,18 +235,44 @@ class Waves:
         n_tokens, n_answer = training_shape(rows[0].shape, pairs)
         prefixes = [row.prefix for row in rows]
         whole = config.scope == "all"
-        batches = [self._batch(prefixes, own, n_tokens + n_prefix * whole, n_answer, whole=whole) for own in per_pair]
+        shape, extras = (n_tokens + n_prefix * whole, n_answer), needed(loss)
+        batches = [self._full_batch(prefixes, own, shape, whole, extras, config.samples) for own in per_pair]
         past = () if whole else (self._prefix_caches(rows),)
         sizes = batches[0].tokens.ids.shape[1], 0 if whole else n_prefix, n_answer
-        chunk, remat = training_chunk(self.model.config, config, self.size, *sizes)
+        n_sequences = 1 + ("rejected" in extras) + config.samples * ("samples" in extras)
+        chunk, remat = training_chunk(self.model.config, config, self.size, *sizes, n_sequences)
         init_keys, keys = jnp.moveaxis(jax.vmap(jax.random.split)(self._keys(rows)), 1, 0)
-        adapters, states = init_wave(init_keys, self.model.config, config.lora, rule, jnp.asarray(n_steps))
+        start = theta_0 if start is None else start
+        adapters, states = init_wave(init_keys, self.model.config, config.lora, rule, jnp.asarray(n_steps), start)
         adapters, losses = adapt_wave(
             self.model.config, self.model.params, rule.step, loss, adapters, states,
             jax.tree.map(lambda *x: jnp.stack(x, axis=1), *batches), jnp.asarray(n_pairs), jnp.asarray(n_steps), keys,
-            past, max_steps=config.epochs * max_pairs, scale=config.lora.scale, chunk=chunk, remat=remat,
+            past, theta_0, max_steps=config.epochs * max_pairs, scale=config.lora.scale, chunk=chunk, remat=remat,
         )  # fmt: skip
         return Adapted(adapters, config.lora.scale, config.scope), np.asarray(losses)[: len(rows)]
+
+    def _full_batch(
+        self,
+        prefixes: Sequence[Ids],
+        pairs: Sequence[Pair],
+        shape: tuple[int, int],
+        whole: bool,
+        extras: Sequence[Extra],
+        n_samples: int,
+    ) -> Batch:
+        """One training sequence per row, and what else the loss needs of it; `shape`: tokens, trained tokens."""
+        of = lambda answers: self._batch(prefixes, [p._replace(answer=a) for p, a in answers], *shape, whole)  # noqa: E731
+        batch = of((pair, pair.answer) for pair in pairs)
+        if "rejected" in extras:
+            batch = batch._replace(rejected=of((pair, pair.rejected) for pair in pairs))
+        if "samples" in extras:
+            sampled = [of((pair, (*pair.samples, *[()] * n_samples)[m]) for pair in pairs) for m in range(n_samples)]
+            rewards = np.zeros((self.size, n_samples), np.float32)
+            for row, pair in enumerate(pairs):
+                rewards[row, : len(pair.rewards)] = pair.rewards
+            samples = jax.tree.map(lambda *x: jnp.stack(x, axis=1), *sampled)
+            batch = batch._replace(samples=samples, rewards=jnp.asarray(rewards))
+        return batch
 
     def _batch(self, prefixes: Sequence[Ids], pairs: Sequence[Pair], length: int, n_answer: int, whole: bool) -> Batch:
         """One training sequence per row: [E, length] tokens, of which up to n_answer are trained on."""
@@ -247,9 +291,10 @@ class Waves:
 def training_shape(shape: Shape, pairs: Sequence[Sequence[Pair]]) -> tuple[int, int]:
     """The buckets of a training wave: sequence after the prefix, trained tokens."""
     flat = [pair for own in pairs for pair in own]
+    longest = [max(map(len, (pair.answer, pair.rejected, *pair.samples))) for pair in flat]
     return (
-        bucket(max(len(pair.prompt) + len(pair.answer) for pair in flat), shape.suffix),
-        bucket(max(len(pair.answer) for pair in flat), ANSWER_SIZES),
+        bucket(max(len(pair.prompt) + length for pair, length in zip(flat, longest, strict=True)), shape.suffix),
+        bucket(max(longest), ANSWER_SIZES),
     )
 
 

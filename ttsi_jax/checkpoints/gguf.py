@@ -11,6 +11,7 @@ import mmap
 import struct
 from collections.abc import Iterator
 from functools import lru_cache
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -190,10 +191,18 @@ def _read_tensors(header: _Header, n_tensors: int, metadata: dict[str, Any]) -> 
     if not isinstance(alignment, int) or alignment < 1 or alignment & (alignment - 1):
         raise ModelFileError(f"has general.alignment = {alignment!r}, not a power of two")
     start = -(-header.position // alignment) * alignment
-    return {
+    for name, (_, _, offset) in described.items():
+        if offset % alignment:
+            raise ModelFileError(f"says tensor {name} begins at byte {offset}, no multiple of {alignment}")
+    located = {
         name: _locate(name, shape, kind, start + offset, len(header.data))
         for name, (shape, kind, offset) in described.items()
     }
+    in_order = sorted(located, key=lambda name: located[name].start)
+    for name, after in pairwise(in_order):
+        if located[name].start + located[name].size > located[after].start:
+            raise ModelFileError(f"says tensors {name} and {after} overlap")
+    return located
 
 
 def _locate(name: str, shape: tuple[int, ...], kind: int, start: int, file_size: int) -> TensorInfo:

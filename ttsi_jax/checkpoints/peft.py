@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -13,13 +14,12 @@ from safetensors.numpy import save_file
 from ttsi_jax.checkpoints.files import read_json
 from ttsi_jax.checkpoints.names import HF_LAYER, HF_PROJECTIONS, refuse_if_any
 from ttsi_jax.checkpoints.safetensors import SafetensorsFiles
-from ttsi_jax.errors import ModelFileError
+from ttsi_jax.errors import InputError, ModelFileError
 from ttsi_jax.model.config import DecoderConfig
-from ttsi_jax.model.lora import Adapter, LowRank, projection_shapes
+from ttsi_jax.model.lora import TARGETS, Adapter, LoraConfig, LowRank, projection_shapes
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 CHANGES_ARITHMETIC = (  # settings under which PEFT computes something else than x @ W + (x @ a) @ b * alpha / rank
-    "use_rslora",
     "use_dora",
     "fan_in_fan_out",
     "rank_pattern",
@@ -65,6 +65,7 @@ def save_peft(
     refuse_if_any(problems, "adapter", f"rank {rank}, {config.n_layers} layers")
 
     targets = {name for projections in adapter.values() for name in projections}
+    some_layers = {"layers_to_transform": sorted(adapter)} if len(adapter) < config.n_layers else {}
     settings = {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
@@ -75,6 +76,7 @@ def save_peft(
         "bias": "none",
         "inference_mode": True,
         "target_modules": sorted(HF_PROJECTIONS[name].rpartition(".")[2] for name in targets),
+        **some_layers,
     }
     directory = Path(path)
     directory.mkdir(parents=True, exist_ok=True)
@@ -90,7 +92,8 @@ def load_peft(path: str | Path, config: DecoderConfig) -> tuple[Adapter, int, fl
         config: the decoder it is for.
 
     Returns:
-        The adapter in float32, its rank and its alpha.
+        The adapter in float32, its rank, and the alpha with which alpha / rank is the scale that PEFT uses: for an
+        rsLoRA adapter that is not the one in its file.
 
     Raises:
         ModelFileError: when a file is missing or damaged, the tensors do not fit `config`, or it is not plain LoRA.
@@ -128,6 +131,29 @@ def load_peft(path: str | Path, config: DecoderConfig) -> tuple[Adapter, int, fl
     return adapter, rank, alpha
 
 
+def load_start(path: str | Path, lora: LoraConfig, config: DecoderConfig) -> Adapter:
+    """A PEFT adapter that a run starts from.
+
+    Raises:
+        ModelFileError: see `load_peft`.
+        InputError: it has another shape or scale than the run's adapters; the message says which settings to give.
+    """
+    adapter, rank, alpha = load_peft(path, config)
+    targets = tuple(name for name in TARGETS if any(name in own for own in adapter.values()))
+    layers = () if len(adapter) == config.n_layers else tuple(sorted(adapter))
+    if any(set(own) != set(targets) for own in adapter.values()):
+        raise InputError(f"--adapt.start {path}: its layers have adapters on different projections")
+    found = LoraConfig(rank, alpha, targets, layers)
+    same = (rank, set(targets), sorted(adapter)) == (lora.rank, set(lora.targets), list(lora.chosen(config)))
+    if not same or not math.isclose(found.scale, lora.scale, rel_tol=1e-6):
+        some = f" --adapt.layers {' '.join(map(str, layers))}" if layers else ""
+        raise InputError(
+            f"--adapt.start {path}: the run's adapters must have its shape and scale: add "
+            f"--adapt.rank {rank} --adapt.alpha {alpha:g} --adapt.targets {' '.join(targets)}{some}"
+        )
+    return adapter
+
+
 def _read_settings(path: Path) -> tuple[int, float]:
     settings: Mapping[str, object] = read_json(path)
     if settings.get("peft_type") != "LORA":
@@ -140,4 +166,4 @@ def _read_settings(path: Path) -> tuple[int, float]:
     rank, alpha = settings.get("r"), settings.get("lora_alpha")
     if not isinstance(rank, int) or rank < 1 or not isinstance(alpha, int | float):
         raise ModelFileError(f"{path}: r = {rank!r} and lora_alpha = {alpha!r} are not a rank and a number")
-    return rank, float(alpha)
+    return rank, alpha * rank**0.5 if settings.get("use_rslora") else float(alpha)

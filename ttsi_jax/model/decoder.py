@@ -28,6 +28,7 @@ from ttsi_jax.model.lora import Adapter, LowRank
 
 Params = dict[str, Any]
 Past = Sequence[Cache]
+LayerInputs = dict[int, dict[str, Array]]  # layer -> projection -> what it read, [T, in]
 
 
 class Tokens(NamedTuple):
@@ -105,10 +106,13 @@ class DecoderLayer(nnx.Module):
         past: Sequence[tuple[Array, Array]],  # keys and values of each cache, [K, S_i, h]
         adapter: dict[str, LowRank],
         scale: float,
-    ) -> tuple[Array, tuple[Array, Array]]:
-        """Returns the stream after this layer [T, D], and the new keys and values [K, T, h]."""
+    ) -> tuple[Array, tuple[Array, Array], dict[str, Array]]:
+        """Returns the stream after this layer [T, D], the new keys and values [K, T, h], and what each projection
+        read [T, in]."""
+        read: dict[str, Array] = {}
 
         def project(name: str, inputs: Array) -> Array:
+            read[name] = inputs
             return getattr(self, name)(inputs, adapter.get(name), scale)
 
         with jax.named_scope("attention"):
@@ -127,7 +131,7 @@ class DecoderLayer(nnx.Module):
             activate = jax.nn.silu if self.config.activation == "silu" else jax.nn.gelu
             y = project("down", activate(project("gate", y)) * project("up", y))
             x = x + (y if self.post_mlp_norm is None else self.post_mlp_norm(y))
-        return x, (k, v)
+        return x, (k, v), read
 
 
 class Decoder(nnx.Module):
@@ -203,6 +207,19 @@ def forward(
     Returns:
         Hidden states after the final norm [T, D], and a `Cache` of the T tokens' keys and values.
     """
+    return run_layers(config, params, tokens, past, adapter, scale, remat)[:2]
+
+
+def run_layers(
+    config: DecoderConfig,
+    params: Params,
+    tokens: Tokens,
+    past: Past,
+    adapter: Adapter | None,
+    scale: float,
+    remat: bool,
+) -> tuple[Array, Cache, LayerInputs]:
+    """`forward`, with what each layer's projections read; what is not used of that costs nothing under jit."""
     model = merge(config, params)
     x = jnp.take(params["embed"], tokens.ids, axis=0)
     x = x * jnp.asarray(config.embed_scale, x.dtype)
@@ -215,16 +232,16 @@ def forward(
     windows = {False: None, True: config.sliding_window}
     visible = {kind: visibility(tokens, positions, segments, windows[kind]) for kind in kinds}
 
-    keys, values = [], []
+    keys, values, inputs = [], [], {}
     for index, layer in enumerate(model.layers):
         local = config.local_layers[index]
         layer_past = [(cache.keys[index], cache.values[index]) for cache in past]
         layer_adapter = {} if adapter is None else adapter.get(index, {})
         call = jax.checkpoint(layer, static_argnums=(5,)) if remat else layer
-        x, (k, v) = call(x, rotations[local], visible[local], layer_past, layer_adapter, scale)
+        x, (k, v), inputs[index] = call(x, rotations[local], visible[local], layer_past, layer_adapter, scale)
         keys.append(k)
         values.append(v)
-    return model.final_norm(x), Cache(tuple(keys), tuple(values), tokens.positions, tokens.segments)
+    return model.final_norm(x), Cache(tuple(keys), tuple(values), tokens.positions, tokens.segments), inputs
 
 
 def logits(config: DecoderConfig, params: Params, hidden: Array) -> Array:

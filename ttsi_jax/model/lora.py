@@ -1,3 +1,5 @@
+# pyright: strict, reportUnknownMemberType=false, reportUnknownVariableType=false
+# pyright: reportUnknownArgumentType=false, reportUnknownLambdaType=false
 """Low-rank adapters: a second pytree beside the read-only base.
 
 An adapter holds, for some layers and some of their projections, a pair of factors; a projection with one computes
@@ -8,12 +10,13 @@ Everything here is for one adapter; many of them are the same pytree with a lead
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 
+from ttsi_jax.errors import InputError
 from ttsi_jax.model.config import DecoderConfig
 
 TARGETS = ("q", "k", "v", "o", "gate", "up", "down")
@@ -37,15 +40,33 @@ class LoraConfig:
         rank: inner size r of each pair of factors.
         alpha: the update is multiplied by alpha / rank.
         targets: the projections that get one.
+        layers: the layers that get one, counted from the end where negative; none named are all of them.
+        scaling: `rslora` multiplies by alpha / sqrt(rank), which keeps the update's size when the rank grows
+          (Kalajdzievski, arXiv 2312.03732).
     """
 
     rank: int = 8
     alpha: float = 16.0
     targets: tuple[str, ...] = TARGETS
+    layers: tuple[int, ...] = ()
+    scaling: Literal["lora", "rslora"] = "lora"
 
     @property
     def scale(self) -> float:
-        return self.alpha / self.rank
+        return self.alpha / (self.rank if self.scaling == "lora" else self.rank**0.5)
+
+    def chosen(self, config: DecoderConfig) -> tuple[int, ...]:
+        """The layers that get an adapter, rising.
+
+        Raises:
+            InputError: the model has no such layer, or no such projection.
+        """
+        n = config.n_layers
+        if wrong := [layer for layer in self.layers if not -n <= layer < n]:
+            raise InputError(f"there is no layer {wrong[0]}: the model's are 0 to {n - 1}, or -{n} to -1 from the end")
+        if wrong := [name for name in self.targets if name not in TARGETS]:
+            raise InputError(f"there is no projection '{wrong[0]}'; the targets are {', '.join(TARGETS)}")
+        return tuple(sorted({layer % n for layer in self.layers} or range(n)))
 
 
 def projection_shapes(config: DecoderConfig) -> dict[str, tuple[int, int]]:
@@ -67,4 +88,4 @@ def init_adapter(key: Array, config: DecoderConfig, lora: LoraConfig) -> Adapter
         a = jax.random.uniform(own_key, (n_in, lora.rank), jnp.float32, -bound, bound)
         return LowRank(a, jnp.zeros((lora.rank, n_out), jnp.float32))
 
-    return {layer: {name: init(layer, name) for name in lora.targets} for layer in range(config.n_layers)}
+    return {layer: {name: init(layer, name) for name in lora.targets} for layer in lora.chosen(config)}

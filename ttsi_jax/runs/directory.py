@@ -5,6 +5,7 @@ The last line of an id counts; a last line without its line end was being writte
 """
 
 import hashlib
+import io
 import json
 import os
 import re
@@ -14,6 +15,8 @@ from typing import Any
 
 from ttsi_jax.errors import InputError
 from ttsi_jax.runs.record import Record, from_json, strict_json, to_json
+from ttsi_jax.runs.signals import held_back
+from ttsi_jax.runs.summary import summarise
 
 try:
     import fcntl
@@ -52,14 +55,22 @@ class RunDirectory:
             self._lock = -1
 
     def append(self, records: Iterable[Record]) -> None:
-        """Adds records; when this returns they are on the disk."""
+        """Adds records; when this returns they are on the disk. A signal that comes meanwhile waits for that.
+
+        Raises:
+            OSError: they could not be written, and nothing of them is left in the file.
+        """
         records = list(records)
-        # A summary speaks of all records, so it is void as soon as one more is added.
-        (self.path / SUMMARY).unlink(missing_ok=True)
-        with open(self.path / RECORDS, "ab") as file:
-            file.write(_lines(records))
-            file.flush()
-            os.fsync(file.fileno())
+        with held_back():
+            # A summary speaks of all records, so it is void as soon as one more is added.
+            (self.path / SUMMARY).unlink(missing_ok=True)
+            with open(self.path / RECORDS, "ab", buffering=0) as file:
+                before = file.tell()
+                try:
+                    _write(file, _lines(records))
+                except OSError:
+                    file.truncate(before)
+                    raise
         for record in records:
             self.finished.pop(record.id, None)
             self.failed.pop(record.id, None)
@@ -137,8 +148,11 @@ def read_config(path: Path) -> dict[str, Any]:
 
 
 def read_summary(path: Path) -> dict[str, Any] | None:
-    """The summary of the run in a directory; None while the run is unfinished."""
-    return _read_object(path / SUMMARY) if (path / SUMMARY).exists() else None
+    """The summary of the run in a directory; None while the run is unfinished, or where figures are missing."""
+    if not (path / SUMMARY).exists():
+        return None
+    summary = _read_object(path / SUMMARY)
+    return summary if summary.keys() >= summarise([]).keys() else None
 
 
 def read_records(path: Path) -> tuple[dict[str, Record], int]:
@@ -245,14 +259,30 @@ def _temporary(path: Path) -> Path:
 
 def _replace(path: Path, content: bytes) -> None:
     """Writes a file so that at any moment either the old or the new content is there, whole."""
-    with open(_temporary(path), "wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(_temporary(path), path)
-    if hasattr(os, "O_DIRECTORY"):  # elsewhere a directory cannot be opened
-        directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+    temporary = _temporary(path)
+    with held_back():
         try:
-            os.fsync(directory)
-        finally:
-            os.close(directory)
+            with open(temporary, "wb", buffering=0) as file:
+                _write(file, content)
+            os.replace(temporary, path)
+        except OSError:
+            temporary.unlink(missing_ok=True)
+            raise
+        if hasattr(os, "O_DIRECTORY"):  # elsewhere a directory cannot be opened
+            directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+            try:
+                os.fsync(directory)
+            finally:
+                os.close(directory)
+
+
+def _write(file: io.FileIO, content: bytes) -> None:
+    """Writes all of it, to the disk; a full one takes a part, and then raises an error that does not name the file."""
+    left = memoryview(content)
+    try:
+        while left:
+            left = left[file.write(left) :]
+        os.fsync(file.fileno())
+    except OSError as error:
+        error.filename = str(file.name)
+        raise

@@ -3,11 +3,24 @@
 import json
 import re
 from dataclasses import MISSING, dataclass, field, fields
-from typing import Any
-
-Call = dict[str, Any]  # {"name": str, "arguments": dict}
+from types import UnionType
+from typing import Any, TypedDict, get_args, get_origin, get_type_hints, is_typeddict
 
 _LONE_SURROGATE = re.compile("[\ud800-\udfff]")
+
+
+class Call(TypedDict):
+    name: str
+    arguments: dict[str, Any]
+
+
+class Pair(TypedDict):
+    """One written pair; `reason` says why it was dropped."""
+
+    query: str
+    calls: list[Call]
+    accepted: bool
+    reason: str | None
 
 
 @dataclass(frozen=True)
@@ -30,7 +43,7 @@ class Record:
     probabilities: list[float | None] = field(default_factory=list)
     uncertainty: float | None = None
     uncertain: bool | None = None
-    synthetic: list[dict[str, Any]] = field(default_factory=list)  # query, calls, accepted, reason
+    synthetic: list[Pair] = field(default_factory=list)
     losses: list[float | None] = field(default_factory=list)
     pick_base: str | None = None
     pick: str | None = None
@@ -42,6 +55,7 @@ class Record:
     adapted_calls: list[Call] | None = None
     calls: list[Call] | None = None
     adapted: bool = False
+    adapted_after: str | None = None  # the input whose adapter this one's began as, where a run does not reset
     reverted: bool = False
     reason: str | None = None
     gold: list[Call] | None = None
@@ -69,29 +83,48 @@ def from_json(line: str) -> Record:
     """The record that `to_json` wrote.
 
     Raises:
-        ValueError: the line is no JSON object, lacks a field that has no default, or has an unknown or mistyped one.
+        ValueError: the line is no JSON object, lacks a field that has no default, or has an unknown one or one whose
+            value is of another type.
     """
     values = json.loads(line)
     if not isinstance(values, dict):
         raise ValueError(f"a JSON object is expected, not {type(values).__name__}")
-    if unknown := values.keys() - _CONTAINERS.keys():
+    if unknown := values.keys() - _TYPES.keys():
         raise ValueError(f"unknown fields: {', '.join(sorted(unknown))}")
     if missing := _REQUIRED - values.keys():
         raise ValueError(f"missing fields: {', '.join(sorted(missing))}")
     for name, value in values.items():
-        expected = _CONTAINERS[name]
-        if expected and not isinstance(value, expected):
-            raise ValueError(f"field {name!r} must be a {expected.__name__}, not {type(value).__name__}")
-    if not all(isinstance(pair, dict) for pair in values.get("synthetic", [])):
-        raise ValueError("field 'synthetic' must hold objects")
-    if not all(isinstance(seconds, int | float) for seconds in values.get("seconds", {}).values()):
-        raise ValueError("field 'seconds' must hold numbers")
+        if not _is(value, _TYPES[name]):
+            raise ValueError(f"field {name!r} must be a {_name(_TYPES[name])}")
     return Record(**values)
 
 
 _REQUIRED = {f.name for f in fields(Record) if f.default is MISSING and f.default_factory is MISSING}
-# The types that other modules iterate over or index by, checked on reading; None: not checked.
-_CONTAINERS: dict[str, type | None] = {
-    **{f.name: f.default_factory if isinstance(f.default_factory, type) else None for f in fields(Record)},
-    **{"id": str, "task": str},
-}
+_TYPES = get_type_hints(Record)
+
+
+def _is(value: Any, kind: Any) -> bool:
+    """Whether a decoded value is of a type as the fields of `Record` have them."""
+    inner = get_args(kind)
+    if kind is Any:
+        return True
+    if isinstance(kind, UnionType):
+        return any(_is(value, option) for option in inner)
+    if is_typeddict(kind):
+        members = get_type_hints(kind)
+        return (
+            isinstance(value, dict)
+            and value.keys() == members.keys()
+            and all(_is(value[name], member) for name, member in members.items())
+        )
+    if get_origin(kind) is list:
+        return isinstance(value, list) and all(_is(item, inner[0]) for item in value)
+    if get_origin(kind) is dict:
+        return isinstance(value, dict) and all(_is(item, inner[1]) for item in value.values())
+    if kind is bool or not isinstance(value, bool):
+        return isinstance(value, int | float if kind is float else kind)
+    return False
+
+
+def _name(kind: Any) -> str:
+    return kind.__name__ if isinstance(kind, type) and not get_args(kind) else str(kind).replace(f"{__name__}.", "")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -15,7 +15,7 @@ def plain(calls: Sequence[Call] | None) -> list[dict[str, Any]] | None:
     return None if calls is None else [asdict(call) for call in calls]
 
 
-def read_plain(calls: Sequence[dict[str, Any]] | None) -> list[Call] | None:
+def read_plain(calls: Sequence[Mapping[str, Any]] | None) -> list[Call] | None:
     """The reverse of `plain`."""
     return None if calls is None else [Call(**call) for call in calls]
 

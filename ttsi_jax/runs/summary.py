@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any, Literal
 
-from ttsi_jax.runs.record import Record, strict_json
+from ttsi_jax.runs.record import Pair, Record, strict_json
 
 METRICS = ("pick", "tool", "call")
 Outcome = Literal["fixed", "broke", "same"]
@@ -81,14 +81,14 @@ def _share(values: Iterable[bool]) -> float | None:
     return sum(values) / len(values) if values else None
 
 
-def _accepted(pair: dict[str, Any]) -> bool:
-    return bool(pair.get("accepted"))
+def _accepted(pair: Pair) -> bool:
+    return pair["accepted"]
 
 
-def _reasons(records: Iterable[Record], pairs: Iterable[dict[str, Any]]) -> dict[str, int]:
+def _reasons(records: Iterable[Record], pairs: Iterable[Pair]) -> dict[str, int]:
     """Most frequent first, then by name, so that the same records give the same file."""
     reasons = Counter(record.reason for record in records if record.reason)
-    reasons.update(str(pair["reason"]) for pair in pairs if not _accepted(pair) and pair.get("reason"))
+    reasons.update(str(pair["reason"]) for pair in pairs if not _accepted(pair) and pair["reason"])
     return dict(sorted(reasons.items(), key=lambda item: (-item[1], item[0])))
 
 

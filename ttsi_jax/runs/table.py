@@ -1,5 +1,6 @@
 """What a summary or a comparison shows as tables, and those tables for the terminal."""
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
@@ -9,6 +10,16 @@ from rich.text import Text
 from ttsi_jax.runs.compare import Comparison, Paired, Run, compare, mcnemar_p
 from ttsi_jax.runs.record import Record, strict_json
 from ttsi_jax.runs.summary import METRICS
+
+# What a terminal would obey instead of showing it (but for line ends and tabs), or could not encode.
+_UNSHOWABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+
+
+def shown(text: str, at_most: int = 4000) -> Text:
+    """Any text for the terminal: no markup, control characters written out, the middle of a very long one left out."""
+    if len(text) > at_most:
+        text = f"{text[: at_most // 2]} [...] {text[-at_most // 2 :]}"
+    return Text(_UNSHOWABLE.sub(lambda match: ascii(match[0])[1:-1], text))
 
 
 class Rows(NamedTuple):
@@ -21,7 +32,7 @@ class Rows(NamedTuple):
 def summary_table(summary: Mapping[str, Any], title: str) -> Table:
     """Accuracies before and after, what was fixed and broken, counts of inputs, and seconds per stage of one run."""
     table = Table.grid(padding=(0, 0, 1, 0))
-    table.title = Text(title)
+    table.title = shown(title)
     for rows in (accuracies(summary), counts(summary), stages(summary)):
         table.add_row(_rendered(rows))
     return table
@@ -125,5 +136,5 @@ def _rendered(rows: Rows, justify: Literal["left", "right"] = "right") -> Table:
     for column, heading in enumerate(rows.headings):
         table.add_column(heading, justify=justify if column else "left", overflow="fold")
     for row in rows.rows:
-        table.add_row(*map(Text, row))  # not strings: a name with brackets in it is no markup
+        table.add_row(*map(shown, row))
     return table

@@ -8,10 +8,24 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from model.tiny import VOCABULARY, pair, random_adapter, random_ids, tiny_model
-from ttsi_jax.adaptation import Outputs
+from model.tiny import random_adapter, tiny_model
+from ttsi_jax.adaptation import LossFn, Outputs
+from ttsi_jax.model.cache import PADDING, SHARED
 from ttsi_jax.model.lora import LowRank
-from ttsi_jax.rules import LOSSES, RULES, adamw, answer_cross_entropy, optax_rule, warmup_cosine
+from ttsi_jax.rules import (
+    LOSSES,
+    RULES,
+    adamw,
+    answer_cross_entropy,
+    lion,
+    lora_plus,
+    muon,
+    optax_rule,
+    ridge,
+    sgd,
+    sign_sgd,
+    warmup_cosine,
+)
 
 _schedule = jax.jit(jax.vmap(warmup_cosine, (0, None, None)))
 
@@ -139,26 +153,107 @@ def test_another_rate_compiles_nothing():
     assert (results[0][0]["q"].a != results[1][0]["q"].a).all()
 
 
-def test_cross_entropy_counts_the_answer_alone():
-    logits = jnp.asarray(np.random.default_rng(0).normal(size=(4, VOCABULARY)), jnp.float32)
-    batch = pair(random_ids(0, 6), random_ids(1, 3), 12, 4)
-
-    def forward(adapter, tokens, predict):
-        assert tokens is batch.tokens
-        np.testing.assert_array_equal(predict[:3], [5, 6, 7])
-        return Outputs(logits)
-
-    loss, aux = answer_cross_entropy(forward, {}, batch, jax.random.key(0))
-    log_p = jax.nn.log_softmax(logits)
-    expected = -sum(float(log_p[i, token]) for i, token in enumerate(random_ids(1, 3))) / 3
-    assert float(loss) == pytest.approx(expected, rel=1e-5) and aux == {}
-    nothing = batch._replace(weights=jnp.zeros(4))
-    assert float(answer_cross_entropy(forward, {}, nothing, jax.random.key(0))[0]) == 0.0
-
-
 def test_rules_and_losses_have_names():
     assert RULES["adamw"](1e-3).step == adamw(1e-4).step
     assert LOSSES["answer_cross_entropy"] is answer_cross_entropy
     config, _ = tiny_model()
     state = RULES["adamw"](2e-3).init(random_adapter(config, 0), jnp.int32(7))
     assert (float(state.lr), int(state.n_steps)) == (pytest.approx(2e-3), 7)
+
+
+def test_every_rule_has_a_rate_of_its_own():
+    for make in RULES.values():
+        adapter, metrics = take_steps_with_inputs(make())
+        assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(adapter)) and "lr" in metrics
+
+
+def test_a_ready_transformation_is_scaled_by_the_schedule():
+    found, _ = take_steps(optax_rule(optax.sgd(0.1)))
+    expected, _ = take_steps(optax_rule(optax.sgd, lr=0.1))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), found, expected)
+
+
+def test_rates_are_where_they_belong():
+    with pytest.raises(TypeError, match="has its rate and settings already"):
+        optax_rule(optax.sgd(0.1), lr=0.1)
+    with pytest.raises(TypeError, match=r"optax_rule\(sgd, lr=1e-4\)"):
+        optax_rule(optax.sgd)
+
+
+def first_move(rule):
+    """The change of an adapter in the first step with a rate, leaf by leaf."""
+    adapter = toy_adapter()
+    state = rule.init(adapter, jnp.int32(5))._replace(step=jnp.int32(1))
+    moved, _, _ = rule.step(toy_loss, adapter, state, jnp.float32(1), jax.random.key(0))
+    return jax.tree.map(lambda new, old: np.asarray(new - old, np.float64), moved, adapter)
+
+
+@pytest.mark.parametrize("make", [lion, sign_sgd])
+def test_sign_rules_move_every_element_by_the_rate(make):
+    for change in jax.tree.leaves(first_move(make(1e-2))):
+        np.testing.assert_allclose(np.abs(change), 1e-2, rtol=1e-3)
+
+
+def test_sgd_moves_by_the_rate_at_most():
+    norm = np.sqrt(sum(np.sum(change**2) for change in jax.tree.leaves(first_move(sgd(0.3)))))
+    assert norm == pytest.approx(0.3, rel=1e-4)  # the toy's gradient is longer than 1
+
+
+def test_lora_plus_has_two_rates():
+    one, two = first_move(adamw(1e-3)), first_move(lora_plus(1e-3, ratio=8.0))
+    np.testing.assert_allclose(two[0]["q"].a, one[0]["q"].a, rtol=1e-2)
+    np.testing.assert_allclose(two[1]["down"].b, 8 * one[1]["down"].b, rtol=1e-2)
+    assert lora_plus(1e-3, 2.0).step == lora_plus(1e-4, 3.0).step
+
+
+def test_muon_makes_singular_values_alike():
+    for change in jax.tree.leaves(first_move(muon(1e-2))):
+        values = np.linalg.svd(change / 1e-2, compute_uv=False)
+        assert values.min() > 0.5 and values.max() < 1.4
+
+
+SCALE = 2.0
+READ = np.random.default_rng(3).normal(size=(4, 5)).astype(np.float32)  # [T, in], the last token is padding
+PULL = np.random.default_rng(4).normal(size=(4, 3)).astype(np.float32)  # the loss's gradient at the output
+
+
+class Toy:
+    """A model of one projection, and a loss that pulls at its output."""
+
+    class batch:
+        class tokens:
+            segments = jnp.asarray([SHARED] * 3 + [PADDING])
+
+        predict = None
+
+    @staticmethod
+    def forward(adapter, tokens, predict, inputs=False):
+        own = adapter[0]["q"]
+        return Outputs(SCALE * READ @ own.a @ own.b, {0: {"q": jnp.asarray(READ)}})
+
+    @staticmethod
+    def loss(forward, adapter, batch, key):
+        return jnp.sum((PULL * forward(adapter, batch.tokens, batch.predict).logits)[:3]), {}
+
+
+def take_steps_with_inputs(rule):
+    adapter = {0: {"q": toy_adapter()[0]["q"]}}
+    state = rule.init(adapter, jnp.int32(5))
+    adapter, _, metrics = rule.step(LossFn(Toy.loss, Toy.forward), adapter, state, Toy.batch, jax.random.key(0))
+    return adapter, metrics
+
+
+@pytest.mark.parametrize("damping", [1e-9, 0.1, 3.0])
+def test_ridge_is_the_least_squares_fit(damping):
+    """Against numpy's lstsq, with the ridge written as two more rows of the system."""
+    factors = toy_adapter()[0]["q"]
+    z, pull = np.float64(READ[:3] @ factors.a), np.float64(PULL[:3])
+    extra = np.sqrt(damping * np.trace(z.T @ z) / 2) * np.eye(2)
+    fit = np.linalg.lstsq(np.vstack([z, extra]), np.vstack([-pull, np.zeros((2, 3))]), rcond=None)[0]
+    expected = 0.7 * fit / np.sqrt(np.sum(-pull * (z @ fit)))
+    found, metrics = take_steps_with_inputs(ridge(0.7, damping))
+    np.testing.assert_allclose(found[0]["q"].b - factors.b, expected, rtol=1e-3, atol=1e-5)
+    np.testing.assert_array_equal(found[0]["q"].a, factors.a)
+    assert float(metrics["lr"]) == pytest.approx(0.7)  # there is no warm-up: one step is a whole fit
+    if damping < 1e-6:
+        assert np.linalg.norm(z @ expected) == pytest.approx(0.7, rel=1e-3)

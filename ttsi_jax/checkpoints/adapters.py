@@ -1,0 +1,109 @@
+"""Adapters that outlive their run: one orbax checkpoint per wave, and a way back to one input's.
+
+Orbax writes each host's shards, and gives the directory its name when all of it is on the disk. Where a run was killed,
+what it had not finished is written again; a checkpoint that is there is whole.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+
+from ttsi_jax.checkpoints.peft import save_peft
+from ttsi_jax.errors import InputError
+from ttsi_jax.model.config import DecoderConfig, Rope
+from ttsi_jax.model.lora import Adapter, LoraConfig, LowRank
+
+ADAPTERS = "adapters"  # the folder in a run's directory
+_TREE, _ABOUT = "tree", "about"
+
+
+def save_adapters(
+    run: Path, ids: Sequence[str], adapters: Adapter, lora: LoraConfig, config: DecoderConfig, base: str
+) -> None:
+    """Keeps the adapters of a wave, before its records say that its inputs are done.
+
+    Args:
+        run: the run's directory.
+        ids: of the inputs, in the rows' order; rows beyond them are dummies.
+        adapters: factors [E, in, rank] and [E, rank, out], wherever they lie.
+        lora: their shape and scale.
+        config: the decoder they belong to.
+        base: the base model's name.
+    """
+    name = hashlib.sha256(json.dumps(list(ids)).encode()).hexdigest()[:16]
+    tree = {str(layer): {key: factors._asdict() for key, factors in own.items()} for layer, own in adapters.items()}
+    about = {"ids": list(ids), "lora": asdict(lora), "decoder": asdict(config), "base": base}
+    items = {_TREE: ocp.args.StandardSave(tree), _ABOUT: ocp.args.JsonSave(about)}
+    with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
+        checkpointer.save((run / ADAPTERS / name).resolve(), ocp.args.Composite(**items), force=True)
+
+
+def saved_ids(run: Path) -> list[str]:
+    """The inputs whose adapters a run has kept."""
+    return [id for _, about in _checkpoints(run) for id in about["ids"]]
+
+
+def load_adapter(run: str | Path, id: str) -> tuple[Adapter, LoraConfig]:
+    """One input's adapter, float32 factors a [in, rank] and b [rank, out], from a run with `--adapt.save`.
+
+    Raises:
+        InputError: the run has not kept it.
+    """
+    path, about = _find(Path(run), id)
+    row = about["ids"].index(id)
+    wave = _restore(path, **{_TREE: ocp.args.StandardRestore()})[_TREE]
+    tree = jax.tree.map(lambda x: x[row], wave)
+    adapter = {int(layer): {name: LowRank(**own) for name, own in names.items()} for layer, names in tree.items()}
+    lora: Any = about["lora"]
+    lora |= {name: tuple(lora[name]) for name in ("targets", "layers")}
+    return adapter, LoraConfig(**lora)
+
+
+def export_adapter(run: str | Path, id: str, out: str | Path) -> None:
+    """Writes one input's adapter as a directory that PEFT loads.
+
+    Raises:
+        InputError: the run has not kept it.
+    """
+    about = _find(Path(run), id)[1]
+    adapter, lora = load_adapter(run, id)
+    alpha = lora.scale * lora.rank  # what PEFT divides by the rank
+    save_peft(out, adapter, _decoder(about["decoder"]), rank=lora.rank, alpha=alpha, base=about["base"])
+
+
+def _checkpoints(run: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
+    """The finished checkpoints of a run, with what is known of each."""
+    for path in sorted((run / ADAPTERS).resolve().glob("*")):
+        if ocp.utils.is_checkpoint_finalized(path):
+            yield path, _restore(path, **{_ABOUT: ocp.args.JsonRestore()})[_ABOUT]
+
+
+def _restore(path: Path, **items: Any) -> Any:
+    with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
+        return checkpointer.restore(path, ocp.args.Composite(**items))
+
+
+def _find(run: Path, id: str) -> tuple[Path, dict[str, Any]]:
+    for path, about in _checkpoints(run):
+        if id in about["ids"]:
+            return path, about
+    kept = saved_ids(run)
+    hint = f"kept are {', '.join(sorted(kept)[:5])}{' and more' if len(kept) > 5 else ''}" if kept else "none is kept"
+    raise InputError(f"{run}: keeps no adapter of input '{id}'; {hint} (a run keeps them with --adapt.save)")
+
+
+def _decoder(values: dict[str, Any]) -> DecoderConfig:
+    """The decoder's shape, from its JSON values."""
+    fields: dict[str, Any] = values | {"local_layers": tuple(values["local_layers"])}
+    for name in ("rope", "local_rope"):
+        if fields[name] is not None:
+            fields[name] = Rope(fields[name]["theta"], tuple(fields[name]["divisors"]))
+    return DecoderConfig(**fields)
