@@ -1,0 +1,141 @@
+"""Batched decoding under masks: choosing a token and reading it are two programs, with the host between them.
+
+Unguided decoding stays one device loop (`ttsi_jax.model.generation.decode_wave`). Here the host sees every token; it
+makes the next masks while the device reads the tokens that were fed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from ttsi_jax.guided.masks import Grammars, Guide
+from ttsi_jax.model.cache import PADDING, SHARED, Cache, empty, wave_axis, write
+from ttsi_jax.model.config import DecoderConfig
+from ttsi_jax.model.decoder import Params, Past, Tokens, forward, logits
+from ttsi_jax.model.generation import Sampling, sample
+from ttsi_jax.model.lora import Adapter
+from ttsi_jax.model.scoring import Prompted
+
+
+class GuidedText(NamedTuple):
+    """What one row wrote."""
+
+    ids: list[int]
+    cut: bool  # whether it had to be closed before the model would have
+    finite: bool  # whether all logits were
+
+
+def unpack(masks: Array, size: int) -> Array:
+    """Masks [E, W] uint32 as [E, size] bool: bit i of word w is token 32 w + i."""
+    bits = masks[:, :, None] >> jnp.arange(32, dtype=jnp.uint32) & 1
+    return bits.reshape(masks.shape[0], -1)[:, :size] == 1
+
+
+@jax.jit
+def mask_and_sample(scores: Array, masks: Array, keys: Array, step: Array, sampling: Sampling) -> tuple[Array, Array]:
+    """A token per row from those that its mask allows.
+
+    Args:
+        scores: [E, V] float32 logits.
+        masks: [E, ceil(V / 32)] uint32, see `unpack`.
+        keys: [E] one random key per row; results do not depend on other rows.
+        step: int32, folded into the keys.
+
+    Returns:
+        The tokens [E] int32, and whether each row's logits were finite [E] bool.
+    """
+    finite = jnp.all(jnp.isfinite(scores), axis=-1)
+    allowed = jnp.where(unpack(masks, scores.shape[-1]), scores, -jnp.inf)
+    return sample(jax.vmap(jax.random.fold_in, (0, None))(keys, step), allowed, sampling), finite
+
+
+@partial(jax.jit, static_argnames=("config", "scale"), donate_argnames=("own",))
+def read_tokens(
+    config: DecoderConfig,
+    params: Params,
+    prompts: Prompted,
+    own: Cache,
+    ids: Array,
+    step: Array,
+    past: tuple[Cache, ...] = (),
+    adapters: Adapter | None = None,
+    *,
+    scale: float = 1.0,
+) -> tuple[Array, Cache]:
+    """One forward step of E rows.
+
+    Args:
+        prompts: E prompts as `score_wave` read them; every array has a leading axis E.
+        own: [E, M] the rows' own caches, with the tokens of the steps before; donated.
+        ids: [E] int32 the tokens fed; -1 in rows that have ended.
+        step: int32, tokens fed before this one.
+        past: read-only caches before the prompts, with a leading axis E or without (then all rows share them).
+        adapters: leading axis E, or None for the base.
+
+    Returns:
+        The next tokens' logits [E, V], and the caches with these tokens.
+    """
+    tokens = Tokens(
+        jnp.maximum(ids, 0)[:, None],
+        (prompts.position + step)[:, None],
+        jnp.where(ids < 0, PADDING, SHARED)[:, None],
+    )
+
+    def read(token: Tokens, past: Past, prompt: Cache, own: Cache, adapter: Adapter | None) -> tuple[Array, Cache]:
+        return forward(config, params, token, (*past, prompt, own), adapter, scale)
+
+    hidden, new = jax.vmap(read, (0, wave_axis(past), 0, 0, 0))(tokens, past, prompts.cache, own, adapters)
+    return logits(config, params, hidden[:, 0]), jax.vmap(write, (0, 0, None))(own, new, step)
+
+
+def decode_guided(
+    config: DecoderConfig,
+    params: Params,
+    prompts: Prompted,
+    grammars: Grammars,
+    guides: Sequence[Guide],
+    keys: Array,
+    sampling: Sampling,
+    past: tuple[Cache, ...] = (),
+    adapters: Adapter | None = None,
+    *,
+    n_steps: int,
+    scale: float = 1.0,
+) -> list[GuidedText]:
+    """Decodes rows until each guide is done; the arguments are those of `decode_wave`, with a guide for each script.
+
+    Args:
+        guides: one per row, with a room of at most `n_steps`; fewer than E leave the last rows empty.
+    """
+    n_rows = keys.shape[0]
+    own = jax.vmap(partial(empty, n_slots=n_steps))(prompts.cache)
+    rows = [*guides, *[None] * (n_rows - len(guides))]
+    written: list[list[int]] = [[] for _ in guides]
+    scores, all_finite = prompts.logits, np.ones(n_rows, bool)
+    masks = grammars.masks(rows)
+    for step in range(n_steps):
+        proposals, finite = mask_and_sample(scores, jnp.asarray(masks), keys, jnp.int32(step), sampling)
+        proposals, finite = np.asarray(proposals), np.asarray(finite)
+        fed = np.full(n_rows, -1, np.int32)
+        for row, guide in enumerate(guides):
+            if not guide.done:
+                all_finite[row] &= finite[row]
+                fed[row] = guide.take(int(proposals[row]))
+                written[row].append(int(fed[row]))
+        if all(guide.done for guide in guides):
+            break
+        scores, own = read_tokens(
+            config, params, prompts, own, jnp.asarray(fed), jnp.int32(step), past, adapters, scale=scale
+        )
+        masks = grammars.masks(rows)  # while the device reads the tokens
+    return [
+        GuidedText(ids, guide.cut, bool(ok))
+        for ids, guide, ok in zip(written, guides, all_finite[: len(written)], strict=True)
+    ]
