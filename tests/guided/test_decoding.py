@@ -15,7 +15,7 @@ from tiny_runs import ADD, EVERY_TOOL, GREET, example
 from tiny_runs import tiny_model as talking_model
 from ttsi_jax.answering import TEXT, slot_tables
 from ttsi_jax.guided import masks
-from ttsi_jax.guided.decoding import decode_guided, mask_and_sample, read_tokens, unpack
+from ttsi_jax.guided.decoding import append, decode_guided, mask_and_sample, read_tokens, unpack
 from ttsi_jax.model.cache import empty
 from ttsi_jax.model.generation import Sampling, Script, SlotTables, decode_wave
 from ttsi_jax.model.scoring import prefill_wave
@@ -104,7 +104,8 @@ def test_steps_with_an_open_mask_are_the_unguided_loop():
         ids = mask_and_sample(scores, open_masks, KEYS, jnp.int32(step), WARM)[0]
         ids = jnp.where(step < jnp.asarray(limits), ids, -1)
         found.append(np.asarray(ids))
-        scores, own = read_tokens(config, params, read, own, ids, jnp.int32(step), **more)
+        scores, new = read_tokens(config, params, read, own, ids, jnp.int32(step), **more)
+        own = append(own, new, jnp.int32(step))
     np.testing.assert_array_equal(np.stack(found, 1), expected)
 
 

@@ -56,7 +56,7 @@ def mask_and_sample(scores: Array, masks: Array, keys: Array, step: Array, sampl
     return sample(jax.vmap(jax.random.fold_in, (0, None))(keys, step), allowed, sampling), finite
 
 
-@partial(jax.jit, static_argnames=("config", "scale"), donate_argnames=("own",))
+@partial(jax.jit, static_argnames=("config", "scale"))
 def read_tokens(
     config: DecoderConfig,
     params: Params,
@@ -73,14 +73,14 @@ def read_tokens(
 
     Args:
         prompts: E prompts as `score_wave` read them; every array has a leading axis E.
-        own: [E, M] the rows' own caches, with the tokens of the steps before; donated.
+        own: [E, M] the rows' own caches, with the tokens of the steps before.
         ids: [E] int32 the tokens fed; -1 in rows that have ended.
         step: int32, tokens fed before this one.
         past: read-only caches before the prompts, with a leading axis E or without (then all rows share them).
         adapters: leading axis E, or None for the base.
 
     Returns:
-        The next tokens' logits [E, V], and the caches with these tokens.
+        The next tokens' logits [E, V], and the caches [E, 1] of the tokens fed, for `append`.
     """
     tokens = Tokens(
         jnp.maximum(ids, 0)[:, None],
@@ -92,7 +92,14 @@ def read_tokens(
         return forward(config, params, token, (*past, prompt, own), adapter, scale)
 
     hidden, new = jax.vmap(read, (0, wave_axis(past), 0, 0, 0))(tokens, past, prompts.cache, own, adapters)
-    return logits(config, params, hidden[:, 0]), jax.vmap(write, (0, 0, None))(own, new, step)
+    return logits(config, params, hidden[:, 0]), new
+
+
+@partial(jax.jit, donate_argnames=("own",))
+def append(own: Cache, new: Cache, step: Array) -> Cache:
+    """The rows' caches with the tokens of a step; a program of its own, since in that of the forward step, which reads
+    these caches, XLA would copy them first."""
+    return jax.vmap(write, (0, 0, None))(own, new, step)
 
 
 def decode_guided(
@@ -131,9 +138,10 @@ def decode_guided(
                 written[row].append(int(fed[row]))
         if all(guide.done for guide in guides):
             break
-        scores, own = read_tokens(
+        scores, new = read_tokens(
             config, params, prompts, own, jnp.asarray(fed), jnp.int32(step), past, adapters, scale=scale
         )
+        own = append(own, new, jnp.int32(step))
         masks = grammars.masks(rows)  # while the device reads the tokens
     return [
         GuidedText(ids, guide.cut, bool(ok))

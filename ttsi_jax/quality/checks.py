@@ -1,0 +1,121 @@
+"""Checks on synthetic examples, each by its name: what an example must be to be learned from.
+
+A check is a pure function of a pair and of the evidence about it that a run has gathered; it gives the reason to drop
+the pair, or None. Evidence that was not gathered speaks for nothing: a check that needs it drops the pair.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from ttsi_jax.errors import InputError
+from ttsi_jax.quality.grounding import ungrounded
+from ttsi_jax.quality.voting import Answer, agreement, same
+from ttsi_jax.synthesis import Synthetic
+from ttsi_jax.tasks import Tool, check_call
+
+AGREEING = 0.5  # more than this share of relabellings must give the pair's call
+_POLITE = re.compile(r"\b(please|kindly|could you|can you|would you|i want to|i would like to|i d like to|i need to)\b")
+
+
+class Evidence(NamedTuple):
+    """What a check may look at besides the pair."""
+
+    seed: str  # the input's own request
+    tools: Sequence[Tool]
+    kept: Sequence[str] = ()  # requests of the input's pairs that were kept
+    told: Sequence[str] = ()  # instructions that the model was given, which it may have echoed
+    reread: Answer = None  # the model's own answer to the pair's request
+    relabelled: Sequence[Answer] = ()  # n sampled answers to it
+
+
+Check = Callable[[Synthetic, Evidence], str | None]
+
+
+def schema(pair: Synthetic, evidence: Evidence) -> str | None:
+    """There is a request and one call, of a listed function, with its required arguments and values of their types."""
+    if pair.reason:
+        return pair.reason
+    if not normal(pair.query):
+        return "the request is empty"
+    if len(pair.calls) != 1:
+        return f"{len(pair.calls)} calls instead of one"
+    return check_call(pair.calls[0], evidence.tools)
+
+
+def copy(pair: Synthetic, evidence: Evidence) -> str | None:
+    """The request is not the seed, an instruction, or that of a pair already kept, in other spelling or politeness."""
+    own = normal(pair.query)
+    if own == normal(evidence.seed):
+        return "the request repeats the seed"
+    if own in map(normal, evidence.kept):
+        return "the request repeats another one"
+    if own and any(own in normal(text) for text in evidence.told):
+        return "the request repeats the instruction"
+    return None
+
+
+def grounded(pair: Synthetic, evidence: Evidence) -> str | None:
+    """Every value of the call appears in the request or follows from it, see `ttsi_jax.quality.grounding`."""
+    for call in pair.calls:
+        if name := ungrounded(call, pair.query, list(evidence.tools)):
+            return f"the request does not give argument '{name}'"
+    return None
+
+
+def round_trip(pair: Synthetic, evidence: Evidence) -> str | None:
+    """The model, asked the request again, gives the same call (as round-trip translation; Alberti et al., 1906.05416)."""
+    return None if same(pair.calls, evidence.reread) else "the model answers the request with another call"
+
+
+def agreement_of_labels(pair: Synthetic, evidence: Evidence) -> str | None:
+    """More than half of several sampled answers to the request make the pair's call (self-consistency, 2203.11171)."""
+    share = agreement(pair.calls, evidence.relabelled)
+    return None if share > AGREEING else f"{share:.0%} of {len(evidence.relabelled)} labels agree"
+
+
+CHECKS: dict[str, Check] = {
+    "schema": schema,
+    "copy": copy,
+    "grounded": grounded,
+    "round-trip": round_trip,
+    "agreement": agreement_of_labels,
+}
+
+
+def named(names: str) -> tuple[str, ...]:
+    """The checks that a setting such as `schema,copy` switches on, in the order in which they are made.
+
+    Raises:
+        InputError: for a name that no check has.
+    """
+    given = [name.strip() for name in names.split(",") if name.strip()]
+    if unknown := [name for name in given if name not in CHECKS]:
+        raise InputError(f"--synthesis.checks: unknown check '{unknown[0]}'. Known: {', '.join(CHECKS)}")
+    return tuple(name for name in CHECKS if name in given)
+
+
+def examine(pair: Synthetic, evidence: Evidence, names: Sequence[str] = ("schema", "copy")) -> Synthetic:
+    """The pair; where a check drops it, its reason is `<name>: <why>`."""
+    found = ((name, CHECKS[name](pair, evidence)) for name in names)
+    failed = next((f"{name}: {why}" for name, why in found if why), None)
+    return pair._replace(reason=failed)
+
+
+def rejections(pairs: Iterable[Mapping[str, Any]]) -> dict[str, int]:
+    """How many recorded pairs each check dropped, with those that were accepted under `kept`."""
+    counts = Counter("kept" if pair["accepted"] else str(pair["reason"]).split(":")[0] for pair in pairs)
+    return {name: counts[name] for name in ("kept", *CHECKS)} | {
+        name: count for name, count in counts.items() if name not in CHECKS and name != "kept"
+    }
+
+
+def normal(text: str) -> str:
+    """Text without case, accents, punctuation, white space and polite words, for comparing requests."""
+    letters = "".join(x for x in unicodedata.normalize("NFKD", text.casefold()) if not unicodedata.combining(x))
+    words = re.sub(r"[\W_]+", " ", letters).strip()
+    return re.sub(r"\W+", "", _POLITE.sub(" ", words)) or words.replace(" ", "")
