@@ -37,6 +37,7 @@ _WORD = re.compile(r"[^\W_]+")
 _FACTORS = (1.0, 100.0, 0.01, 1e3, 1e6, 1e-3)  # percent and fractions, thousands, kilo- and milli-
 _STEM = 4  # letters in which inflected words agree
 _SHORT = 3  # codes of a language, currency or country cannot be judged by their letters
+_INITIALS = 5  # most letters of a name made of initials
 _ENOUGH = 0.5  # share of a text's words that must be in the request
 
 
@@ -81,21 +82,24 @@ class _Request:
         number = normalise(text)
         if isinstance(number, int | float) and not isinstance(number, bool):
             return self._number(abs(float(number)))
-        return sum(map(self._word, words)) >= _ENOUGH * len(words)
+        shortened = "".join(word[0] for word in words)  # the request says NYC
+        return (len(words) > 1 and shortened in self.words) or sum(map(self._word, words)) >= _ENOUGH * len(words)
 
     def _word(self, word: str) -> bool:
         if word.isdigit():
             return self._number(float(word))
         if any(word in own or own in word for own in self.words if min(len(word), len(own)) >= _STEM):
             return True
-        shortened = len(word) <= 5 and word in self.initials  # NYC, UNESCO
+        if any(word.startswith(own) or own.startswith(word) for own in self.words if min(len(word), len(own)) > 2):
+            return True
+        shortened = len(word) <= _INITIALS and word in self.initials  # the value is NYC
         return shortened or any(_stem(word) == _stem(own) for own in self.words)
 
     def _date(self, year: int, month: int, day: int) -> bool:
         if _RELATIVE_DATES.intersection(self.words):
             return True
         parts = {year: year in self.numbers, month: month in self.numbers, day: day in self.numbers}
-        return parts[day] + parts[month] + parts[year] >= min(2, len(parts))
+        return sum(parts.values()) >= min(2, len(parts))
 
 
 def _leaves(value: Any) -> Iterator[Any]:
