@@ -1,6 +1,8 @@
 """What follows from a request, and what does not."""
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from tiny_runs import BOOLEAN, STRING, tool
 from ttsi_jax.quality.grounding import ungrounded
@@ -103,3 +105,22 @@ def test_the_first_argument_without_ground_is_named():
     call = Call("f", {"x": "Paris", "y": "Berlin"})
     assert ungrounded(call, "from paris", TOOLS) == "y"
     assert ungrounded(Call("unknown", {"z": "Oslo"}), "from paris", TOOLS) == "z"
+
+
+values = st.recursive(
+    st.none() | st.booleans() | st.integers(-(10**300), 10**300) | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text(max_size=12),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3),
+    max_leaves=4,
+)  # fmt: skip
+
+
+@given(values, st.text(max_size=40) | st.text("0123456789,.-/ ²½五th hundred and", max_size=40))
+def test_nothing_breaks_it(value, request_):
+    assert follows(value, request_) in (True, False)
+
+
+@given(st.integers(0, 10**7), st.text("abc ", max_size=10))
+def test_a_number_that_is_written_follows(number, text):
+    assert follows(number, f"{text} {number} {text}")
+    assert follows(number, f"{text} {number:,} {text}")

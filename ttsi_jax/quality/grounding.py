@@ -86,7 +86,7 @@ class _Request:
         return (len(words) > 1 and shortened in self.words) or sum(map(self._word, words)) >= _ENOUGH * len(words)
 
     def _word(self, word: str) -> bool:
-        if word.isdigit():
+        if word.isdecimal():
             return self._number(float(word))
         if any(word in own or own in word for own in self.words if min(len(word), len(own)) >= _STEM):
             return True
