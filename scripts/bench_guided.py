@@ -19,7 +19,18 @@ import jax.numpy as jnp
 import numpy as np
 import tyro
 
-from benchmarking import Line, Load, Options, Seconds, alternate, choose_platform, describe, show, surroundings, write_json
+from benchmarking import (
+    Line,
+    Load,
+    Options,
+    Seconds,
+    alternate,
+    choose_platform,
+    describe,
+    show,
+    surroundings,
+    write_json,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,9 +55,10 @@ def main() -> int:
     from ttsi_jax.checkpoints import load_model
     from ttsi_jax.guided import decoding
     from ttsi_jax.guided.masks import Grammars
+    from ttsi_jax.model.decoder import tokens_after
     from ttsi_jax.model.generation import Sampling, Script, SlotTables, decode_wave
     from ttsi_jax.model.scoring import Candidates, score_wave
-    from ttsi_jax.tasks import load_task
+    from ttsi_jax.tasks import check_call, load_task, parse_calls
     from ttsi_jax.tasks.prompts import PromptEncoder, answer_messages
 
     model, rounds = load_model(settings.model, dtype=settings.dtype), 1 if settings.quick else settings.rounds
@@ -58,8 +70,6 @@ def main() -> int:
     ids, lengths = np.zeros((n, size), np.int32), np.array([len(own) for own in prompts], np.int32)
     for row, own in enumerate(prompts):
         ids[row, : len(own)] = own
-    from ttsi_jax.model.decoder import tokens_after
-
     tokens = jax.vmap(tokens_after)(jnp.asarray(ids), jnp.asarray(lengths))
     nothing = Candidates(jnp.zeros((n, 1, 1), jnp.int32), jnp.zeros((n, 1), jnp.int32))
     read = score_wave(config, params, tokens, jnp.asarray(lengths), nothing).prompted
@@ -78,11 +88,11 @@ def main() -> int:
 
     def guided() -> list[Any]:
         rows = guides()
-        return decoding.decode_guided(
-            config, params, read, grammars, rows, keys, greedy, n_steps=settings.max_tokens
-        )
+        return decoding.decode_guided(config, params, read, grammars, rows, keys, greedy, n_steps=settings.max_tokens)
 
+    start = time.perf_counter()
     written = guided()
+    once["first guided run, with compiling"] = time.perf_counter() - start
     n_steps = max(len(own.ids) for own in written)
     ones = jnp.ones((n, 1), jnp.int32)
     anything = jnp.ones((TEXT, config.vocab_size), bool)
@@ -94,9 +104,16 @@ def main() -> int:
             decode_wave(config, params, read, script, tables, keys, greedy, n_steps=settings.max_tokens)
         )
 
-    sides = alternate({"unguided": unguided, "guided": guided}, rounds)
-    per_step = {name: Seconds(*(x / n_steps for x in own[:3]), own.n) for name, own in sides.items()}
-    parts = {name: Seconds.of(own) for name, own in timed_parts(settings, grammars, guides(), written, decoding).items()}
+    start = time.perf_counter()
+    unguided()
+    once["first unguided run, with compiling"] = time.perf_counter() - start
+    sides = alternate({"unguided": unguided, "guided": guided}, rounds, warm_up=False)
+    per_step = {
+        name: Seconds(own.median / n_steps, own.low / n_steps, own.high / n_steps, own.n) for name, own in sides.items()
+    }
+    parts = {
+        name: Seconds.of(own) for name, own in timed_parts(settings, grammars, guides(), written, decoding).items()
+    }
     cost = per_step["guided"].median / per_step["unguided"].median - 1
 
     found = surroundings(model, load=load.read())
@@ -107,6 +124,9 @@ def main() -> int:
     lines += [Line(f"once: {name}", (f"{1e3 * own:.1f}", ""), "") for name, own in once.items()]
     show(f"{n} rows, {n_steps} steps, vocabulary {config.vocab_size}", ("part", "ms", "least to most"), lines)
     print(f"guided decoding costs {100 * cost:.1f} % of unguided decoding; the goal is 25 %")
+    texts = [str(model.tokenizer.decode(own.ids, clean_up_tokenization_spaces=False)) for own in written]
+    valid = [check_call(parse_calls(text)[0], own.tools) is None for text, own in zip(texts, examples, strict=True)]
+    print(f"{sum(valid)} of {n} calls are valid")
     print(f"{sum(own.cut for own in written)} of {n} calls had to be closed at the limit")
     if settings.json:
         seconds = {"per_step": per_step, "parts": parts, "once": once}

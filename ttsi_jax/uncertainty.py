@@ -16,6 +16,8 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from ttsi_jax.quality.confidence import name_probability
+
 
 @dataclass(frozen=True)
 class GateConfig:
@@ -75,3 +77,4 @@ def gate_wave(estimator: Estimator, log_likelihoods: Array, mask: Array) -> tupl
 
 
 ESTIMATORS: dict[str, Estimator] = {"margin": margin, "top": top_probability, "negentropy": negentropy}
+ESTIMATORS["likelihood"] = name_probability

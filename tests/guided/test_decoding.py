@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from guided.tools import SIZE, STOP, byte_level, tool_lists
-from model.tiny import VOCABULARY, prompted, random_adapter, random_ids, sequence, stack, tiny_model
+from model.tiny import VOCABULARY, prompted, random_adapter, random_ids, sequence, stack
 from tiny_runs import ADD, EVERY_TOOL, GREET, example
 from tiny_runs import tiny_model as talking_model
 from ttsi_jax.answering import TEXT, slot_tables
@@ -21,6 +21,7 @@ from ttsi_jax.model.generation import Sampling, Script, SlotTables, decode_wave
 from ttsi_jax.model.scoring import prefill_wave
 from ttsi_jax.tasks import check_call, parse_calls
 from ttsi_jax.tasks.prompts import PromptEncoder, answer_messages
+from ttsi_jax.testing import tiny_model
 
 GREEDY, WARM = Sampling(jnp.float32(0.0), jnp.float32(1.0)), Sampling(jnp.float32(1.0), jnp.float32(0.9))
 STEPS = 64
@@ -88,13 +89,15 @@ def everything(kinds=1):
 
 def test_steps_with_an_open_mask_are_the_unguided_loop():
     """With a past that rows share, adapters of their own, and a row that ends early, whose later steps read nothing."""
-    config, params = tiny_model()
+    config, params = tiny_model(VOCABULARY, 16)
     past = jax.tree.map(lambda x: x[0], prefill_wave(config, params, jnp.asarray([random_ids(9, 6)]), jnp.full(1, 6)))
     more = dict(past=(past,), adapters=stack([random_adapter(config, seed) for seed in range(3)]), scale=2.0)
     prompts = stack([sequence(random_ids(seed, n), 12, 6) for seed, n in enumerate((12, 5, 9))])
     read = prompted(config, params, prompts, **more)
     limits = [6, 3, 6]
-    script = Script(jnp.ones((3, 1), jnp.int32), jnp.zeros((3, 1), jnp.int32), jnp.asarray(limits)[:, None], jnp.ones(3, int))
+    script = Script(
+        jnp.ones((3, 1), jnp.int32), jnp.zeros((3, 1), jnp.int32), jnp.asarray(limits)[:, None], jnp.ones(3, int)
+    )
     expected = decode_wave(config, params, read, script, everything(), KEYS, WARM, n_steps=6, **more).ids
 
     own = jax.vmap(partial(empty, n_slots=6))(read.cache)
@@ -112,7 +115,7 @@ def test_steps_with_an_open_mask_are_the_unguided_loop():
 @settings(max_examples=15)
 @given(tool_lists, st.booleans(), st.integers(0, 20))
 def test_every_answer_of_a_random_model_parses_validates_and_closes(grammars, tools, greedy, seed):
-    config, params = tiny_model()
+    config, params = tiny_model(VOCABULARY, 16)
     prompts = prompted(config, params, wave())
     try:
         guides = [grammars.guide(tools, STEPS), grammars.guide(EVERY_TOOL, STEPS), grammars.guide([GREET], STEPS)]
@@ -128,7 +131,7 @@ def test_every_answer_of_a_random_model_parses_validates_and_closes(grammars, to
 
 
 def test_rows_do_not_depend_on_each_other_and_a_wave_may_have_empty_ones(grammars):
-    config, params = tiny_model()
+    config, params = tiny_model(VOCABULARY, 16)
     prompts = prompted(config, params, wave())
 
     def write(*tool_lists):
@@ -140,7 +143,7 @@ def test_rows_do_not_depend_on_each_other_and_a_wave_may_have_empty_ones(grammar
 
 
 def test_a_model_whose_logits_are_not_finite_still_closes_and_says_so(grammars):
-    config, params = tiny_model()
+    config, params = tiny_model(VOCABULARY, 16)
     prompts = prompted(config, params | {"embed": params["embed"] * jnp.nan}, wave())
     (own,) = decode_guided(
         config, params, prompts, grammars, [grammars.guide([GREET], STEPS)], KEYS, GREEDY, n_steps=STEPS

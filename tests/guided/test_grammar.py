@@ -59,7 +59,9 @@ def test_combinations():
     string, null = {"type": "string", "maxLength": 5}, {"type": "null"}
     assert value(type=["string", "null"]) == {"anyOf": [string, null]}
     assert value(anyOf=[{"type": "string"}, {"type": "null"}]) == {"anyOf": [string, null]}
-    assert value(type="string", oneOf=[{"enum": ["a"]}, {"enum": ["b", 1]}]) == {"anyOf": [{"enum": ["a"]}, {"enum": ["b"]}]}
+    assert value(type="string", oneOf=[{"enum": ["a"]}, {"enum": ["b", 1]}]) == {
+        "anyOf": [{"enum": ["a"]}, {"enum": ["b"]}]
+    }
     both = value(
         allOf=[
             {"type": "object", "properties": {"a": {"type": "null"}}, "required": ["a"]},

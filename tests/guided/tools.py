@@ -17,9 +17,9 @@ from ttsi_jax.tasks import Tool, normalise_parameters
 STOP = (TOKENS.index("<|im_end|>"),)
 SIZE = VOCABULARY
 
-names = st.text("abz_.é 9\"\\{", min_size=1, max_size=6)
+names = st.text('abz_.é 9"\\{', min_size=1, max_size=6)
 scalars = st.sampled_from(("string", "integer", "number", "boolean", "float", "any")).map(lambda kind: {"type": kind})
-enums = st.lists(st.text("ab}\"é ", max_size=5) | st.integers(-5, 10**6) | st.booleans(), min_size=1, max_size=3)
+enums = st.lists(st.text('ab}"é ', max_size=5) | st.integers(-5, 10**6) | st.booleans(), min_size=1, max_size=3)
 either = st.lists(st.sampled_from(("string", "integer", "null")), min_size=1, max_size=2, unique=True)
 
 
@@ -38,9 +38,11 @@ schemas = st.recursive(
     | either.map(lambda kinds: {"type": kinds})
     | st.just({"type": "object"})
     | st.just({"type": "array"}),
-    lambda inner: inner.map(lambda items: {"type": "array", "items": items})
-    | st.lists(inner, min_size=1, max_size=2).map(lambda options: {"anyOf": options})
-    | objects(inner),
+    lambda inner: (
+        inner.map(lambda items: {"type": "array", "items": items})
+        | st.lists(inner, min_size=1, max_size=2).map(lambda options: {"anyOf": options})
+        | objects(inner)
+    ),
     max_leaves=4,
 )
 tools = st.builds(

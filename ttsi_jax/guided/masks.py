@@ -17,15 +17,12 @@ from ttsi_jax.errors import InputError
 from ttsi_jax.guided.grammar import Bounds, Schema, call_schema
 from ttsi_jax.tasks import Tool
 
-try:
-    import llguidance
-    import llguidance.hf
-    import llguidance.numpy
-except ImportError:
-    llguidance = None
-
 KEPT_GRAMMARS = 256  # compiled ones; inputs often share their tools
-_SEPARATORS = {"item_separator": ", ", "key_separator": ": ", "whitespace_flexible": False}  # as calls are rendered
+_SEPARATORS: Any = {
+    "item_separator": ", ",
+    "key_separator": ": ",
+    "whitespace_flexible": False,
+}  # as calls are rendered
 
 
 class Guide:
@@ -77,8 +74,12 @@ class Grammars:
         Raises:
             InputError: llguidance is not installed, or cannot use this tokenizer.
         """
-        if llguidance is None:
-            raise InputError("guided calls need llguidance: pip install 'ttsi_jax[guided]'")
+        try:
+            import llguidance.hf
+            import llguidance.numpy
+        except ImportError:
+            raise InputError("guided calls need llguidance: pip install 'ttsi_jax[guided]'") from None
+        self._library: Any = llguidance
         try:
             self._tokens = llguidance.hf.from_tokenizer(
                 tokenizer, n_vocab=vocab_size, eos_token=list(stop_ids), slices=llguidance.LLTokenizer.json_slices()
@@ -110,7 +111,9 @@ class Grammars:
             raise InputError("the answer's opening is not how a call of these functions begins")
         needed = len(self.way_out(matcher))
         if needed > limit:
-            raise InputError(f"the shortest call of these functions has {needed} tokens, more than the limit of {limit}")
+            raise InputError(
+                f"the shortest call of these functions has {needed} tokens, more than the limit of {limit}"
+            )
         return Guide(self, matcher, limit)
 
     def masks(self, guides: Sequence[Guide | None], out: np.ndarray | None = None) -> np.ndarray:
@@ -122,14 +125,14 @@ class Grammars:
         masks[:] = np.uint32(0xFFFFFFFF)
         open_rows = [(guide.matcher, row) for row, guide in enumerate(guides) if guide is not None and not guide.done]
         if open_rows:
-            llguidance.numpy.fill_next_token_bitmask_par(self._executor, open_rows, masks.view(np.int32))
+            self._library.numpy.fill_next_token_bitmask_par(self._executor, open_rows, masks.view(np.int32))
         return masks
 
     def way_out(self, matcher: Any, most: int | None = None) -> list[int]:
         """A short way from a matcher's state to a complete call, as tokens; it need not be the shortest.
 
         What the grammar forces is taken as it comes. Where there is a choice, whatever closes comes first: the end of a
-        string within one, else the end of an object or list; then as short a value as there is (1, since -0 may be none).
+        string within one, else the end of an object or list; then as short a value as there is (1: -0 may be none).
 
         `most`: ways of so many tokens or more need not be taken to their end.
         """
@@ -154,10 +157,10 @@ class Grammars:
 
     def _compile(self, schema: Schema) -> Any:
         """A matcher at its start, to be copied."""
-        grammar = llguidance.LLMatcher.grammar_from_json_schema(schema, overrides=_SEPARATORS)
+        grammar = self._library.LLMatcher.grammar_from_json_schema(schema, overrides=_SEPARATORS)
         if grammar not in self._compiled:
             try:
-                self._compiled[grammar] = llguidance.LLMatcher(self._tokens, grammar, log_level=0)
+                self._compiled[grammar] = self._library.LLMatcher(self._tokens, grammar, log_level=0)
             except ValueError as error:
                 raise InputError(f"the functions' parameters allow no call: {error}") from None
             if len(self._compiled) > KEPT_GRAMMARS:

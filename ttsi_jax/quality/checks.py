@@ -68,7 +68,7 @@ def grounded(pair: Synthetic, evidence: Evidence) -> str | None:
 
 
 def round_trip(pair: Synthetic, evidence: Evidence) -> str | None:
-    """The model, asked the request again, gives the same call (as round-trip translation; Alberti et al., 1906.05416)."""
+    """The model, asked the request again, gives the same call (after Alberti et al., arXiv 1906.05416)."""
     return None if same(pair.calls, evidence.reread) else "the model answers the request with another call"
 
 

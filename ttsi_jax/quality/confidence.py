@@ -6,8 +6,8 @@ Each is a pure function of ONE answer and gives a certainty in [0, 1], where 1 i
 the gate's margin does; `jax.vmap` lifts those of arrays over inputs. Likelihoods are probabilities here: the negative
 log-likelihood of an answer is `-log(sequence_probability)`, its mean over tokens `-log(token_probability)`.
 
-Those of the candidates' log-likelihoods alone (`margin`, `top`, `negentropy`, `likelihood`) are in
-`ttsi_jax.uncertainty`; these need the tokens of the greedy call, or several sampled calls.
+The gate's own (`ttsi_jax.uncertainty`: the margin, the entropy) and `name_probability` need no more than the
+candidates' log-likelihoods; the others need the tokens of the greedy call, or several sampled calls.
 """
 
 from __future__ import annotations
@@ -47,6 +47,15 @@ def call_tokens(call: Call, fragment: Callable[[str], Sequence[int]]) -> CallTok
     pieces += [(text, SYNTAX) for text in left]
     tokens = [(token, role) for text, role in pieces for token in fragment(text)]
     return CallTokens(tuple(token for token, _ in tokens), tuple(role for _, role in tokens))
+
+
+def name_probability(log_likelihoods: Array, mask: Array) -> Array:
+    """The probability of the likeliest candidate's name itself, not relative to the other candidates: low where the
+    model would rather say something else than any of them (the negative log-likelihood as a baseline, 2002.07650).
+
+    The gate's `likelihood`: log-likelihoods [N] in nats, mask [N] -> a float32 scalar.
+    """
+    return jnp.exp(jnp.minimum(jnp.max(jnp.where(mask, log_likelihoods, -jnp.inf), initial=-jnp.inf), 0.0))
 
 
 def sequence_probability(log_probs: Array, mask: Array) -> Array:

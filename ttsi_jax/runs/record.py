@@ -58,6 +58,7 @@ class Record:
     adapted_after: str | None = None  # the input whose adapter this one's began as, where a run does not reset
     reverted: bool = False
     reason: str | None = None
+    evidence: dict[str, float | bool | None] = field(default_factory=dict)  # see `ttsi_jax.quality.accept.Evidence`
     gold: list[Call] | None = None
     tool_correct_base: bool | None = None
     call_correct_base: bool | None = None
