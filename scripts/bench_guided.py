@@ -72,7 +72,7 @@ def main() -> int:
         ids[row, : len(own)] = own
     tokens = jax.vmap(tokens_after)(jnp.asarray(ids), jnp.asarray(lengths))
     nothing = Candidates(jnp.zeros((n, 1, 1), jnp.int32), jnp.zeros((n, 1), jnp.int32))
-    read = score_wave(config, params, tokens, jnp.asarray(lengths), nothing).prompted
+    read = jax.block_until_ready(score_wave(config, params, tokens, jnp.asarray(lengths), nothing).prompted)
     keys, greedy = jax.random.split(jax.random.key(0), n), Sampling(jnp.float32(0), jnp.float32(1))
 
     start = time.perf_counter()
