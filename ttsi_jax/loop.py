@@ -1,8 +1,8 @@
-"""The paper's Algorithm 1 over waves of inputs: gate -> synthesize -> adapt -> answer -> forget.
+"""The paper's Algorithm 1: gate -> synthesize -> adapt -> answer -> forget.
 
-Inputs of the same shapes go through each stage together. Those that the gate selects wait until they fill a wave of
-their own, first for synthesis, then for training; the rest are finished with the base's answer. Nothing is merged into
-the base, so resetting is dropping the adapters.
+`Loop.improve` is the algorithm for one input, as the paper has it. It is a generator that yields what it wants the
+model to do; `ttsi_jax.batching` does that for many inputs at once. Nothing is merged into the base, so resetting is
+dropping the adapter.
 """
 
 from __future__ import annotations
@@ -10,26 +10,24 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections import Counter
-from collections.abc import Callable, Container, Iterator, Sequence
-from contextlib import contextmanager
+from collections import Counter, defaultdict
+from collections.abc import Callable, Container, Generator, Iterable, Iterator, Sequence
 from dataclasses import asdict
-from operator import attrgetter
 from os import PathLike
 from typing import Any, NamedTuple
 
-import jax.numpy as jnp
 import numpy as np
 
 from ttsi_jax.adaptation import UpdateRule
 from ttsi_jax.answering import LINE, TEXT, Slot, call_ids, keys_script, read_calls
-from ttsi_jax.batching.inputs import ADAPTATION, ANSWER, SYNTHESIS, Draft, assign_shapes, next_wave, prepare
-from ttsi_jax.batching.waves import BASE, Adapted, Ids, Pair, Row, Said, Waves
+from ttsi_jax.batching.inputs import ADAPTATION, ANSWER, SYNTHESIS, Draft, assign_shapes, prepare
+from ttsi_jax.batching.lanes import Prompt, Said, Work
+from ttsi_jax.batching.schedule import Adapt, Decode, Schedule, Score, Steps
+from ttsi_jax.batching.waves import Ids, Pair, Row, Waves
 from ttsi_jax.checkpoints import LanguageModel
 from ttsi_jax.config import RunConfig, check, resolve
 from ttsi_jax.errors import InputError
 from ttsi_jax.model.generation import Sampling
-from ttsi_jax.model.scoring import Prompted
 from ttsi_jax.rules import LOSSES, RULES
 from ttsi_jax.runs.clock import CompileClock
 from ttsi_jax.runs.directory import RunDirectory, open_run, read_summary
@@ -43,7 +41,6 @@ from ttsi_jax.tasks.pieces import keys_text
 from ttsi_jax.tasks.prompts import OPENING, PromptEncoder, answer_messages
 from ttsi_jax.uncertainty import ESTIMATORS, gate_wave
 
-SHAPE = attrgetter("shape")  # what the inputs of a wave have in common
 Progress = Callable[[str, int, int], None]  # stage, inputs done, inputs known so far
 
 
@@ -103,16 +100,8 @@ def fingerprint(task: Task) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-class Queues(NamedTuple):
-    """The inputs that wait for each stage."""
-
-    score: list[Draft]
-    synthesize: list[Draft]
-    adapt: list[Draft]
-
-
 class Loop:
-    """The stages, with a model and the settings of a run bound."""
+    """The algorithm, with a model and the settings of a run bound."""
 
     def __init__(self, model: LanguageModel, config: RunConfig, progress: Progress, clock: CompileClock):
         self.config = config
@@ -127,11 +116,13 @@ class Loop:
         if not isinstance(self.rule, UpdateRule):
             raise InputError(f"update rule '{config.adapt.rule}' gives {self.rule!r}, not an UpdateRule")
         self.progress = progress
-        self.done: Counter[str] = Counter()  # inputs, by stage
+        self.known: Counter[str] = Counter()  # inputs that reach a stage, as far as is known
+        self.done: Counter[str] = Counter()
         self.clock = clock
+        self.lap = 0.0
 
     def records(self, task: Task, finished: Container[str] = ()) -> Iterator[Record]:
-        """Takes a task's inputs, but for those `finished` (ids), through all stages; yields each record at its end."""
+        """Takes a task's inputs, but for those `finished` (ids), to their ends; yields each record when it is there."""
         drafts: list[Draft] = []
         for example in task.examples:
             draft = prepare(example, task.name, self.encoder, self.config, self.context_length)
@@ -141,44 +132,20 @@ class Loop:
                 yield draft
         assign_shapes(drafts, self.config.wave)
 
-        queues = Queues([draft for draft in drafts if draft.example.id not in finished], [], [])
-        while wave := next_wave(queues.score, SHAPE, self.config.wave, last=True):
-            prompts = self.score(wave)
-            chosen, others = self.chosen(wave)
-            self.answer_with_base(wave, prompts, chosen, others)
-            yield from (draft.finished() for draft in others)
-            queues.synthesize.extend(chosen)
-            self.report(queues, score=len(wave))
-            yield from self.improve(queues, last=not queues.score)
+        alike = defaultdict(list)
+        for draft in drafts:
+            if draft.example.id not in finished:
+                alike[draft.shape].append(draft)
+        self.known, self.done = Counter(score=sum(map(len, alike.values()))), Counter()
+        for group in alike.values():
+            self.seconds_since_lap()
+            for ended in Schedule(self.waves, self.adapt_wave, self.charge).run(map(self.improve, group)):
+                yield from ended
+                self.report()
 
-    def improve(self, queues: Queues, last: bool) -> Iterator[Record]:
-        """Takes inputs from the gate to their adapted answers as far as they fill waves; the last ones in any case."""
-        size, wanted = self.config.wave, self.config.synthesis
-        while wave := next_wave(queues.synthesize, SHAPE, size, last):
-            self.synthesize(wave)
-            again = [
-                draft
-                for draft in wave
-                if len(draft.pairs) < wanted.k and len(draft.record.synthetic) < wanted.k * wanted.tries
-            ]
-            queues.synthesize.extend(again)
-            for draft in wave:
-                if draft.pairs and draft not in again:
-                    queues.adapt.append(draft)
-                elif draft not in again:
-                    draft.note(reason=f"no usable pair in {len(draft.record.synthetic)} tries")
-                    yield draft.finished()
-            self.report(queues, synthesize=len(wave) - len(again))
-        while wave := next_wave(queues.adapt, Draft.training_shape, size, last):
-            self.adapt_and_answer(wave)
-            yield from (draft.finished() for draft in wave)
-            self.report(queues, adapt=len(wave))
-
-    def report(self, queues: Queues, **done: int) -> None:
-        """Counts the inputs that are done with a stage, and tells of all stages."""
-        self.done.update(done)
-        for stage, waiting in queues._asdict().items():
-            self.progress(stage, self.done[stage], self.done[stage] + len(waiting))
+    def report(self) -> None:
+        for stage, known in self.known.items():
+            self.progress(stage, self.done[stage], known)
 
     def result(self, records: Sequence[Record], task: Task) -> Result:
         """Records in the task's order, with their summary."""
@@ -186,88 +153,85 @@ class Loop:
         records = sorted(records, key=lambda record: place[record.id])
         return Result(records, summarise(records) | f1(records, task) | {"compile_seconds": self.clock.seconds})
 
+    # Algorithm 1
+
+    def improve(self, draft: Draft) -> Steps:
+        """Algorithm 1 for one input, from its prompt to its record."""
+        scores, prompt = yield from self.read(draft, "score", self.answer_row(draft))
+        self.gate(draft, scores)
+        self.done["score"] += 1
+        adapts = self.adapts(draft)
+        # The base's answer to an input that adapts is a measurement, and timed apart.
+        stage = "base_answer" if adapts else "answer"
+        text = yield from self.answer(draft, prompt, draft.record.pick_base, stage)
+        draft.note(text_base=text, base_calls=plain(read_calls(text)))
+        if adapts and (yield from self.synthesize(draft)):
+            yield from self.adapt_and_answer(draft)
+        return draft.finished()
+
+    def read(self, draft: Draft, stage: str, row: Row) -> Generator[Any, Any, tuple[np.ndarray, Prompt]]:
+        """The candidates' scores [N] after a row's prompt, under the base, and the prompt for decoding."""
+        log_likelihoods, prompt = yield Score(draft, stage, row)
+        return self.scores(draft, log_likelihoods), prompt
+
+    def scores(self, draft: Draft, log_likelihoods: np.ndarray) -> np.ndarray:
+        if self.config.gate.score == "sum":
+            return log_likelihoods
+        return log_likelihoods / np.array([len(name) for name in draft.names], np.float32)
+
+    def answer_row(self, draft: Draft) -> Row:
+        """The input with its answer prompt; the answer starts before its opening where the model writes that."""
+        keys = self.config.answer.form == "keys"
+        return draft.row(draft.opened, ANSWER, start=len(draft.opened if keys else draft.answer))
+
     # H
 
-    def score(self, wave: Sequence[Draft]) -> Prompted:
-        """The gate: candidates' log-likelihoods, their probabilities and the certainty that follows. Returns the
-        prompts as they were read."""
-        with self.timed(wave, score=wave):
-            scores, prompts = self.read(self.rows(wave), wave)
-            shape = self.config.wave, wave[0].shape.candidates
-            log_likelihoods, mask = np.zeros(shape, np.float32), np.zeros(shape, bool)
-            for row, own in enumerate(scores):
-                log_likelihoods[row, : len(own)], mask[row, : len(own)] = own, True
-            gated = gate_wave(self.estimator, jnp.asarray(log_likelihoods), jnp.asarray(mask))
-            for draft, own, probabilities, certainty in zip(wave, scores, *map(np.asarray, gated), strict=False):
-                draft.note(
-                    log_likelihoods=own.tolist(),
-                    probabilities=probabilities[: len(own)].tolist(),
-                    uncertainty=float(certainty),
-                    uncertain=bool(certainty < self.config.gate.tau),
-                    pick_base=draft.best(own),
-                )
-        return prompts
+    def gate(self, draft: Draft, scores: np.ndarray) -> None:
+        """Notes the candidates' probabilities and the certainty that follows."""
+        padded, n = np.zeros((1, draft.shape.candidates), np.float32), len(scores)
+        padded[0, :n] = scores
+        mask = np.arange(draft.shape.candidates)[None] < n
+        [probabilities], [certainty] = map(np.asarray, gate_wave(self.estimator, padded, mask))
+        draft.note(
+            log_likelihoods=scores.tolist(),
+            probabilities=probabilities[:n].tolist(),
+            uncertainty=float(certainty),
+            uncertain=bool(certainty < self.config.gate.tau),
+            pick_base=draft.best(scores),
+        )
 
-    def rows(self, wave: Sequence[Draft]) -> list[Row]:
-        """The inputs with their answer prompts; the answer starts before its opening where the model writes that."""
-        keys = self.config.answer.form == "keys"
-        return [draft.row(draft.opened, ANSWER, start=len(draft.opened if keys else draft.answer)) for draft in wave]
-
-    def read(
-        self, rows: Sequence[Row], wave: Sequence[Draft], adapted: Adapted = BASE
-    ) -> tuple[list[np.ndarray], Prompted]:
-        """Scores of each input's candidates after its row's prompt, and the prompts for decoding."""
-        scores, prompts = self.waves.score(rows, [draft.names for draft in wave], adapted)
-        if self.config.gate.score == "mean":
-            lengths = [np.array([len(name) for name in draft.names], np.float32) for draft in wave]
-            scores = [own / length for own, length in zip(scores, lengths, strict=True)]
-        return scores, prompts
-
-    def chosen(self, wave: Sequence[Draft]) -> tuple[list[Draft], list[Draft]]:
-        """The inputs that adapt, and the others."""
-        select, adapts = self.config.gate.select, self.config.method != "base"
-        wanted = {"uncertain": (True,), "certain": (False,), "all": (True, False)}[select] if adapts else ()
-        chosen = [draft for draft in wave if draft.record.uncertain in wanted]
-        return chosen, [draft for draft in wave if draft.record.uncertain not in wanted]
+    def adapts(self, draft: Draft) -> bool:
+        wanted = {"uncertain": (True,), "certain": (False,), "all": (True, False)}[self.config.gate.select]
+        return self.config.method != "base" and draft.record.uncertain in wanted
 
     # Answers
 
-    def answer_with_base(
-        self, wave: Sequence[Draft], prompts: Prompted, chosen: Sequence[Draft], others: Sequence[Draft]
-    ) -> None:
-        """The base's answers: final for `others`, and for the chosen a measurement that is timed apart."""
-        with self.timed(wave, base_answer=chosen, answer=others):
-            texts = self.answers(wave, prompts, [draft.record.pick_base for draft in wave])
-        for draft, text in zip(wave, texts, strict=True):
-            draft.note(text_base=text, base_calls=plain(read_calls(text)))
-
-    def answers(
-        self, wave: Sequence[Draft], prompts: Prompted, picks: Sequence[str | None], adapted: Adapted = BASE
-    ) -> list[str]:
-        """Greedy answers to the inputs themselves; the form `keys` needs the functions that scoring picked."""
-        rows = self.rows(wave)
+    def answer(self, draft: Draft, prompt: Prompt, pick: str | None, stage: str) -> Generator[Any, Any, str]:
+        """The greedy answer to the input itself; the form `keys` needs the function that scoring picked."""
         if self.config.answer.form == "keys":
-            tools = [draft.tool(pick) for draft, pick in zip(wave, picks, strict=True)]
-            return [text for text, _ in self.fill_in(rows, prompts, tools, adapted)]
-        script = [Slot(TEXT, limit=self.config.answer.max_tokens)]
-        return [said.texts[0] for said in self.waves.decode(rows, prompts, [script] * len(rows), adapted=adapted)]
+            text, _ = yield from self.fill_in(draft, prompt, draft.tool(pick), stage)
+            return text
+        said: Said = yield Decode(draft, stage, Work(prompt, [Slot(TEXT, limit=self.config.answer.max_tokens)]))
+        return said.texts[0]
 
-    def fill_in(
-        self, rows: Sequence[Row], prompts: Prompted, tools: Sequence[Tool], adapted: Adapted = BASE
-    ) -> list[tuple[str, bool]]:
-        """Each row's values for its tool's arguments, as a call in JSON, and whether one of them was cut."""
-        scripts = [keys_script(self.encoder, tool, self.config.answer) for tool in tools]
-        said = self.waves.decode(rows, prompts, scripts, adapted=adapted)
-        return [(keys_text(tool, own.texts), own.cut) for tool, own in zip(tools, said, strict=True)]
+    def fill_in(self, draft: Draft, prompt: Prompt, tool: Tool, stage: str) -> Generator[Any, Any, tuple[str, bool]]:
+        """The values of the tool's arguments, as a call in JSON, and whether one of them was cut."""
+        said: Said = yield Decode(draft, stage, Work(prompt, keys_script(self.encoder, tool, self.config.answer)))
+        return keys_text(tool, said.texts), said.cut
 
     # G
 
-    def synthesize(self, wave: Sequence[Draft]) -> None:
-        """Writes one more pair for each input."""
-        with self.timed(wave, synthesize=wave):
-            write = self.write_pairs if self.config.synthesis_form == "pair" else self.write_requests
-            for draft, pair in zip(wave, write(wave), strict=True):
-                self.keep_if_good(draft, pair)
+    def synthesize(self, draft: Draft) -> Generator[Any, Any, bool]:
+        """Writes pairs until there are enough or the tries are used up; whether there is any."""
+        self.known["synthesize"] += 1
+        wanted = self.config.synthesis
+        write = self.write_pair if self.config.synthesis_form == "pair" else self.write_request
+        while len(draft.pairs) < wanted.k and len(draft.record.synthetic) < wanted.k * wanted.tries:
+            self.keep_if_good(draft, (yield from write(draft)))
+        if not draft.pairs:
+            draft.note(reason=f"no usable pair in {len(draft.record.synthetic)} tries")
+        self.done["synthesize"] += 1
+        return bool(draft.pairs)
 
     def keep_if_good(self, draft: Draft, pair: Synthetic) -> None:
         """Checks a pair, records it with the outcome, and makes a training sequence of a good one."""
@@ -292,34 +256,26 @@ class Loop:
             raise InputError("the pair does not fit the model's context")
         return Pair(prompt, answer)
 
-    def write_pairs(self, wave: Sequence[Draft]) -> list[Synthetic]:
-        """A request and its call per input, written in one go."""
-        slot = Slot(TEXT, limit=self.config.answer.max_tokens)
-        return [read_pair(said.texts[0]) for said in self.sampled(wave, slot)]
+    def write_pair(self, draft: Draft) -> Generator[Any, Any, Synthetic]:
+        """A request and its call, written in one go."""
+        said = yield from self.sampled(draft, Slot(TEXT, limit=self.config.answer.max_tokens))
+        return read_pair(said.texts[0])
 
-    def write_requests(self, wave: Sequence[Draft]) -> list[Synthetic]:
-        """A request per input, with the call that the model answers it with: the function that its scoring picks, and
-        each value decoded after its key."""
+    def write_request(self, draft: Draft) -> Generator[Any, Any, Synthetic]:
+        """A request, with the call that the model answers it with: the function that its scoring picks, and each value
+        decoded after its key."""
         slot = Slot(LINE, limit=self.config.synthesis.max_tokens)
-        cut = f"the request was cut at {slot.limit} tokens"
-        pairs = [
-            Synthetic(read_request(said.texts[0]), (), cut if said.cut else None) for said in self.sampled(wave, slot)
-        ]
-        rows = []
-        for index, (draft, pair) in enumerate(zip(wave, pairs, strict=True)):
-            try:
-                suffix = self.label_prompt(draft, pair)
-            except InputError as error:
-                pairs[index], suffix = pair._replace(reason=str(error)), draft.opened
-            rows.append(draft.row(suffix, SYNTHESIS))
-        scores, prompts = self.read(rows, wave)
-        tools = [draft.tool(draft.best(own)) for draft, own in zip(wave, scores, strict=True)]
-        return [
-            pair
-            if pair.reason
-            else pair._replace(calls=tuple(read_calls(text) or ()), reason="a value was cut" if cut else None)
-            for pair, (text, cut) in zip(pairs, self.fill_in(rows, prompts, tools), strict=True)
-        ]
+        said = yield from self.sampled(draft, slot)
+        pair = Synthetic(read_request(said.texts[0]), ())
+        if said.cut:
+            return pair._replace(reason=f"the request was cut at {slot.limit} tokens")
+        try:
+            suffix = self.label_prompt(draft, pair)
+        except InputError as error:
+            return pair._replace(reason=str(error))
+        scores, prompt = yield from self.read(draft, "synthesize", draft.row(suffix, SYNTHESIS))
+        text, cut = yield from self.fill_in(draft, prompt, draft.tool(draft.best(scores)), "synthesize")
+        return pair._replace(calls=tuple(read_calls(text) or ()), reason="a value was cut" if cut else None)
 
     def label_prompt(self, draft: Draft, pair: Synthetic) -> Ids:
         """The answer prompt of a new request, after the prefix.
@@ -334,41 +290,51 @@ class Loop:
             raise InputError("the request is too long")
         return suffix
 
-    def sampled(self, wave: Sequence[Draft], slot: Slot) -> list[Said]:
-        """What the model writes to each input's synthesis prompt; every attempt has its own random numbers."""
+    def sampled(self, draft: Draft, slot: Slot) -> Generator[Any, Any, Said]:
+        """What the model writes to the input's synthesis prompt; every attempt has its own random numbers."""
         config = self.config.synthesis
-        rows = [draft.row(draft.request, SYNTHESIS, len(draft.record.synthetic)) for draft in wave]
-        _, prompts = self.read(rows, wave)
-        return self.waves.decode(rows, prompts, [[slot]] * len(rows), Sampling(config.temperature, config.top_p))
+        row = draft.row(draft.request, SYNTHESIS, len(draft.record.synthetic))
+        _, prompt = yield from self.read(draft, "synthesize", row)
+        said: Said = yield Decode(draft, "synthesize", Work(prompt, [slot], Sampling(config.temperature, config.top_p)))
+        return said
 
     # T
 
-    def adapt_and_answer(self, wave: Sequence[Draft]) -> None:
-        """Trains an adapter per input, answers with it, and drops it."""
-        with self.timed(wave, adapt=wave):
-            rows = [draft.row(draft.opened, ADAPTATION) for draft in wave]
-            adapted, losses = self.waves.adapt(
-                rows, [draft.pairs for draft in wave], self.config.synthesis.k, self.rule, self.loss, self.config.adapt
-            )
-        with self.timed(wave, answer=wave):
-            scores, prompts = self.read(self.rows(wave), wave, adapted)
-            picks = [draft.best(own) for draft, own in zip(wave, scores, strict=True)]
-            texts = self.answers(wave, prompts, picks, adapted)
-        for draft, own, all_losses, pick, text in zip(wave, scores, losses, picks, texts, strict=True):
-            taken = all_losses[: self.config.adapt.epochs * len(draft.pairs)]
-            draft.note(adapted=True, losses=taken.tolist(), text_adapted=text, adapted_calls=plain(read_calls(text)))
-            if np.all(np.isfinite(taken)) and np.all(np.isfinite(own)):
-                draft.note(pick=pick)
-            else:
-                draft.note(reverted=True, reason="training diverged: a loss or a score is not finite")
+    def adapt_and_answer(self, draft: Draft) -> Generator[Any, Any, None]:
+        """Trains the input's adapter, answers with it, and drops it."""
+        self.known["adapt"] += 1
+        losses, log_likelihoods, prompt = yield Adapt(draft, "adapt", self.answer_row(draft))
+        scores = self.scores(draft, log_likelihoods)
+        pick = draft.best(scores)
+        text = yield from self.answer(draft, prompt, pick, "answer")
+        taken = losses[: self.config.adapt.epochs * len(draft.pairs)]
+        draft.note(adapted=True, losses=taken.tolist(), text_adapted=text, adapted_calls=plain(read_calls(text)))
+        if np.all(np.isfinite(taken)) and np.all(np.isfinite(scores)):
+            draft.note(pick=pick)
+        else:
+            draft.note(reverted=True, reason="training diverged: a loss or a score is not finite")
+        self.done["adapt"] += 1
 
-    @contextmanager
-    def timed(self, wave: Sequence[Draft], **stages: Sequence[Draft]) -> Iterator[None]:
-        """Divides the seconds of a wave, less those of compiling, equally among its inputs, each under its stage."""
-        start, compiled = time.perf_counter(), self.clock.seconds
-        yield
-        seconds = time.perf_counter() - start - (self.clock.seconds - compiled)
-        for stage, drafts in stages.items():
-            for draft in drafts:
-                so_far = draft.record.seconds
-                draft.note(seconds={**so_far, stage: so_far.get(stage, 0.0) + seconds / len(wave)})
+    def adapt_wave(self, wave: Sequence[Adapt]) -> Iterable[Any]:
+        """What the model is to do for several `Adapt` at once."""
+        drafts = [wish.draft for wish in wave]
+        adapted = self.waves.adapt(
+            [wish.row for wish in wave], [draft.pairs for draft in drafts], [draft.names for draft in drafts],
+            [draft.key_for(ADAPTATION) for draft in drafts], max_pairs=self.config.synthesis.k, rule=self.rule,
+            loss=self.loss, config=self.config.adapt,
+        )  # fmt: skip
+        return zip(*adapted, strict=True)
+
+    # Time
+
+    def seconds_since_lap(self) -> float:
+        """Seconds since the last call, less those of compiling."""
+        before, self.lap = self.lap, time.perf_counter() - self.clock.seconds
+        return self.lap - before
+
+    def charge(self, parts: Sequence[tuple[Draft, str]]) -> None:
+        """Divides the seconds since the last call equally among inputs, each under its stage."""
+        seconds = self.seconds_since_lap() / len(parts)
+        for draft, stage in parts:
+            so_far = draft.record.seconds
+            draft.note(seconds={**so_far, stage: so_far.get(stage, 0.0) + seconds})

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-Blocks = tuple[tuple[Array, Array], ...]  # keys and values of each block, [K, S_i, h]
+Blocks = tuple[tuple[Array, Array], ...]  # of each block, keys [K, h, S_i] and values [K, S_i, h]
 _HIDDEN = jnp.finfo(jnp.float32).min
 
 
@@ -24,7 +24,7 @@ def attend(q: Array, keys_values: Sequence[tuple[Array, Array]], visible: Array)
 
     Args:
         q: [T, H, h], already scaled.
-        keys_values: keys and values of each block, [K, S_i, h], in the dtype of q; K divides H.
+        keys_values: of each block, keys [K, h, S_i] and values [K, S_i, h], in the dtype of q; K divides H.
         visible: [T, S_1 + S_2 + …] bool, which keys each query sees.
 
     Returns:
@@ -51,10 +51,10 @@ def _scores(q: Array, blocks: Blocks, visible: Array) -> list[Array]:
     """Per block [K, M, S_i] float32; `_HIDDEN` where the query does not see the key."""
     scores, start = [], 0
     for keys, _ in blocks:
-        block = visible[:, start : start + keys.shape[1]]
-        start += keys.shape[1]
+        block = visible[:, start : start + keys.shape[2]]
+        start += keys.shape[2]
         seen = jnp.tile(block, (q.shape[1] // visible.shape[0], 1))
-        scores.append(jnp.where(seen, _batched(q, keys, 2, 2), _HIDDEN))
+        scores.append(jnp.where(seen, _batched(q, keys, 2, 1), _HIDDEN))
     return scores
 
 
@@ -65,11 +65,11 @@ def _normalised(q: Array, blocks: Blocks, visible: Array) -> tuple[Array, Array]
     for own in scores[1:]:
         largest = jnp.maximum(largest, own.max(-1, keepdims=True))
     exponentials = [jnp.exp(own - largest) for own in scores]
-    total = sum(own.sum(-1, keepdims=True) for own in exponentials)
-    products = (
-        _batched(own.astype(q.dtype), values, 2, 1) for own, (_, values) in zip(exponentials, blocks, strict=True)
-    )
-    return (sum(products) / total).astype(q.dtype), largest + jnp.log(total)
+    total, out = jnp.zeros((*q.shape[:2], 1), jnp.float32), jnp.zeros(q.shape, jnp.float32)
+    for own, (_, values) in zip(exponentials, blocks, strict=True):
+        total += own.sum(-1, keepdims=True)
+        out += _batched(own.astype(q.dtype), values, 2, 1)
+    return (out / total).astype(q.dtype), largest + jnp.log(total)
 
 
 @jax.custom_vjp
@@ -90,8 +90,8 @@ def _backward(kept: tuple, d_out: Array) -> tuple[Array, Blocks, None]:
     for scores, (keys, values) in zip(_scores(q, blocks, visible), blocks, strict=True):
         weights = jnp.where(scores == _HIDDEN, 0.0, jnp.exp(scores - normaliser))
         d_scores = (weights * (_batched(d_out, values, 2, 2) - common)).astype(q.dtype)
-        d_q += _batched(d_scores, keys, 2, 1)
-        d_keys, d_values = _batched(d_scores, q, 1, 1), _batched(weights.astype(q.dtype), d_out, 1, 1)
+        d_q += _batched(d_scores, keys, 2, 2)
+        d_keys, d_values = _batched(q, d_scores, 1, 1), _batched(weights.astype(q.dtype), d_out, 1, 1)
         d_blocks.append((d_keys.astype(keys.dtype), d_values.astype(values.dtype)))
     return d_q.astype(q.dtype), tuple(d_blocks), None
 

@@ -19,32 +19,36 @@ PADDING = -1  # segment of slots that nothing sees
 class Cache(NamedTuple):
     """Keys and values of one sequence; layers are separate arrays, since stacked ones would be copied at every step."""
 
-    keys: tuple[Array, ...]  # per layer [K, S, h]: heads first, since attention then reads them as they lie
-    values: tuple[Array, ...]  # per layer [K, S, h]
+    keys: tuple[Array, ...]  # per layer [K, h, S], and values [K, S, h]: attention multiplies both as they lie
+    values: tuple[Array, ...]
     positions: Array  # [S] int32
     segments: Array  # [S] int32
 
 
 def empty(like: Cache, n_slots: int) -> Cache:
     """A cache of `n_slots` free slots, with the layers, heads and dtype of another one."""
-    keys, values = jax.tree.map(lambda x: jnp.zeros((x.shape[0], n_slots, x.shape[2]), x.dtype), like[:2])
+    shape = lambda x, axis: (*x.shape[:axis], n_slots, *x.shape[axis + 1 :])  # noqa: E731
+    keys = tuple(jnp.zeros(shape(x, 2), x.dtype) for x in like.keys)
+    values = tuple(jnp.zeros(shape(x, 1), x.dtype) for x in like.values)
     return Cache(keys, values, jnp.zeros(n_slots, jnp.int32), jnp.full(n_slots, PADDING, jnp.int32))
 
 
 def first(cache: Cache, n_slots: int, n_visible: Array) -> Cache:
     """The cache's first `n_slots` slots, of which only the first `n_visible` are seen."""
-    keys, values = jax.tree.map(lambda x: x[:, :n_slots], cache[:2])
+    keys, values = tuple(x[:, :, :n_slots] for x in cache.keys), tuple(x[:, :n_slots] for x in cache.values)
     segments = jnp.where(jnp.arange(n_slots) < n_visible, cache.segments[:n_slots], PADDING)
     return Cache(keys, values, cache.positions[:n_slots], segments)
 
 
 def write(cache: Cache, new: Cache, slot: Array) -> Cache:
     """The cache with the tokens of `new` written from `slot` on (in place where the buffers are donated or carried)."""
-
-    def put(old: Array, x: Array) -> Array:
-        return jax.lax.dynamic_update_slice_in_dim(old, x, slot, axis=max(0, old.ndim - 2))
-
-    return jax.tree.map(put, cache, new)
+    put = lambda old, x, axis: jax.lax.dynamic_update_slice_in_dim(old, x, slot, axis)  # noqa: E731
+    return Cache(
+        tuple(put(old, x, 2) for old, x in zip(cache.keys, new.keys, strict=True)),
+        tuple(put(old, x, 1) for old, x in zip(cache.values, new.values, strict=True)),
+        put(cache.positions, new.positions, 0),
+        put(cache.segments, new.segments, 0),
+    )
 
 
 def wave_axis(past: tuple[Cache, ...]) -> int | None:
