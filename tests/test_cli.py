@@ -192,15 +192,15 @@ INTERRUPTED = """
 import os, signal, sys
 from ttsi_jax import cli, loop
 
-score, waves = loop.Loop.score, []
+score, waves = loop.Waves.score, []
 
-def interrupted(self, wave):
-    waves.append(wave)
+def interrupted(self, rows, *rest):
+    waves.append(rows)
     if len(waves) == 2:
         os.kill(os.getpid(), signal.SIGINT)
-    return score(self, wave)
+    return score(self, rows, *rest)
 
-loop.Loop.score = interrupted
+loop.Waves.score = interrupted
 sys.exit(cli.main(sys.argv[1:]))
 """
 

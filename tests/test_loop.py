@@ -23,7 +23,7 @@ from tiny_runs import (
     with_template,
 )
 from ttsi_jax import adaptation, loop
-from ttsi_jax.batching.waves import BASE
+from ttsi_jax.batching.waves import adapt_and_score
 from ttsi_jax.loop import Loop, run
 from ttsi_jax.model.generation import decode_wave
 from ttsi_jax.model.scoring import prefill_wave, score_wave
@@ -115,15 +115,13 @@ def test_adapting_changes_answers():
 
 
 def test_the_final_pick_is_the_adapted_scores(monkeypatch, usual):
-    score = loop.Waves.score
+    adapt = loop.Waves.adapt
 
-    def last_is_best(self, rows, names, adapted=BASE):
-        scores, prompts = score(self, rows, names, adapted)
-        if adapted is not BASE:
-            scores = [np.arange(len(own), dtype=np.float32) for own in scores]
-        return scores, prompts
+    def last_is_best(self, *args, **more):
+        losses, scores, prompts = adapt(self, *args, **more)
+        return losses, [np.arange(len(own), dtype=np.float32) for own in scores], prompts
 
-    monkeypatch.setattr(loop.Waves, "score", last_is_best)
+    monkeypatch.setattr(loop.Waves, "adapt", last_is_best)
     for record in records():
         if record.adapted:
             assert record.pick == record.adapted_calls[0]["name"] == record.candidates[-1]
@@ -328,8 +326,8 @@ def test_training_that_diverges_keeps_the_base_and_leaves_the_neighbours_alone()
 def test_a_score_that_is_not_finite_is_an_error_of_its_input(monkeypatch, usual):
     score = loop.Waves.score
 
-    def broken(self, rows, names, adapted=BASE):
-        scores, prompts = score(self, rows, names, adapted)
+    def broken(self, rows, names):
+        scores, prompts = score(self, rows, names)
         return [own * np.nan if len(own) == 3 else own for own in scores], prompts
 
     monkeypatch.setattr(loop.Waves, "score", broken)
@@ -344,13 +342,13 @@ def test_a_score_that_is_not_finite_is_an_error_of_its_input(monkeypatch, usual)
 
 
 def programs() -> dict[str, int]:
-    jitted = (score_wave, decode_wave, prefill_wave, adaptation.adapt_wave, adaptation._init_adapters)
+    jitted = (score_wave, decode_wave, prefill_wave, adapt_and_score, adaptation._init_adapters)
     return {program.__name__: program._cache_size() for program in jitted}
 
 
 def test_other_inputs_and_settings_of_the_same_shapes_compile_nothing(usual):
     before = programs()
-    assert before["score_wave"] > 0 and before["adapt_wave"] > 0
+    assert before["score_wave"] > 0 and before["adapt_and_score"] > 0
     other = task_of(
         *(replace(one, id=f"other {i}", messages=EXAMPLES[-1 - i].messages) for i, one in enumerate(EXAMPLES))
     )

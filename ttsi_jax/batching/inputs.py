@@ -7,8 +7,8 @@ one is read: where a run is resumed, and who shares a wave, then changes nothing
 from __future__ import annotations
 
 import hashlib
-from collections import Counter, defaultdict
-from collections.abc import Callable, Hashable, Sequence
+from collections import Counter
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import combinations
 from typing import Any
@@ -67,10 +67,15 @@ class Draft:
 
         `start`: tokens of the suffix before what is decoded; by default all of them.
         """
+        start = len(suffix) if start is None else start
+        return Row(self.prefix, suffix, start, self.key_for(*purpose), self.shape)
+
+    def key_for(self, *purpose: int) -> Array:
+        """The random key of one use."""
         key = self.key
         for number in purpose:
             key = jax.random.fold_in(key, number)
-        return Row(self.prefix, suffix, len(suffix) if start is None else start, key, self.shape)
+        return key
 
     def training_shape(self) -> tuple[Hashable, ...]:
         return (self.shape, *training_shape(self.shape, [self.pairs]))
@@ -160,17 +165,3 @@ def example_key(seed: int, example_id: str) -> Array:
     """An input's own random key, from the run's seed and a stable hash of its id."""
     digest = hashlib.sha256(example_id.encode("utf-8", "surrogatepass")).digest()
     return jax.random.fold_in(jax.random.key(seed), int.from_bytes(digest[:4], "little"))
-
-
-def next_wave(waiting: list[Draft], shape: Callable[[Draft], Hashable], size: int, last: bool) -> list[Draft]:
-    """Takes the first `size` inputs of equal shape out of `waiting`; if there are not so many of any, none.
-
-    With `last` no more will come: then a wave may have fewer.
-    """
-    groups: dict[Hashable, list[Draft]] = defaultdict(list)
-    for draft in waiting:
-        groups[shape(draft)].append(draft)
-    full = (group[:size] for group in groups.values() if len(group) >= size)
-    wave = next(full, next(iter(groups.values()), []) if last else [])
-    waiting[:] = [draft for draft in waiting if draft not in wave]
-    return wave

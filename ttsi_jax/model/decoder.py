@@ -42,7 +42,8 @@ class Tokens(NamedTuple):
 def tokens_after(ids: Array, length: Array, start: Array | int = 0) -> Tokens:
     """A right-padded sequence: `length` tokens of `ids` [T], the first at position `start`."""
     index = jnp.arange(ids.shape[0])
-    return Tokens(ids, start + index, jnp.where(index < length, SHARED, PADDING))
+    segments = jnp.where(index < length, jnp.int32(SHARED), jnp.int32(PADDING))  # plain numbers would be weakly typed
+    return Tokens(ids, start + index, segments)
 
 
 class Linear(nnx.Module):
