@@ -13,18 +13,19 @@ from benchmarking import Line, Options, Seconds, console, figure, show, write_js
 from ttsi_jax.errors import InputError
 from workload import Found
 
-STAGES = {  # names of the ratios: our stages, and PyTorch's, whose adapters act on all tokens
-    "end_to_end_all": ("score", "synthesize", "train all", "read all", "decode all"),
-    "end_to_end_suffix": ("score", "synthesize", "train suffix", "read suffix", "decode suffix"),
+_BEFORE = ("score", "synthesize")
+STAGES = {  # names of the ratios: our stages; ours train and read the prompt with what was learned in one program
+    "end_to_end_all": (*_BEFORE, "train all", "decode all"),
+    "end_to_end_suffix": (*_BEFORE, "train suffix", "decode suffix"),
     "score": ("score",),
     "synthesize": ("synthesize",),
     "train": ("train all",),
     "train_suffix": ("train suffix",),
     "decode": ("decode all",),
     "decode_suffix": ("decode suffix",),
-    "answer": ("read all", "decode all"),
-    "answer_suffix": ("read suffix", "decode suffix"),
 }
+TORCH_STAGES = {"train suffix": ("train all", "read all"), "decode suffix": ("decode all",)}  # all tokens adapt
+TORCH_STAGES["train all"] = TORCH_STAGES["train suffix"]
 GOALS = {"end_to_end_all": 1.5, "end_to_end_suffix": 6.0, "shared_prefix": 20.0, "shared_prefix_cached": 2.0}
 
 Runs = dict[str, list[dict[str, float]]]  # side -> of each measurement, seconds per input by stage
@@ -89,7 +90,10 @@ def summarise(runs: Runs) -> tuple[dict[str, dict[str, Seconds]], dict[str, floa
 
     The ratios are to the fastest PyTorch side; those to each of the others have its name in front.
     """
-    names = {name: (stages, tuple(s.replace("suffix", "all") for s in stages)) for name, stages in STAGES.items()}
+    names = {
+        name: (stages, tuple(theirs for own in stages for theirs in TORCH_STAGES.get(own, (own,))))
+        for name, stages in STAGES.items()
+    }
     names["shared_prefix"] = ("shared prefix",), ("shared prefix",)
     names["shared_prefix_cached"] = ("shared prefix",), ("shared prefix cached",)
     seconds: dict[str, dict[str, Seconds]] = {}
@@ -97,11 +101,11 @@ def summarise(runs: Runs) -> tuple[dict[str, dict[str, Seconds]], dict[str, floa
         for name, (ours, theirs) in names.items():
             if found := per_input(own, ours if side == "jax" else theirs):
                 seconds.setdefault(side, {})[name] = found
-    if "hf trainer" in seconds and "pytorch" in seconds:  # the rest of the loop is the same
-        trainer, plain = seconds["hf trainer"]["train"], seconds["pytorch"]
-        for scope in ("all", "suffix"):
-            whole = plain[f"end_to_end_{scope}"].median - plain["train"].median + trainer.median
-            seconds["hf trainer"][f"end_to_end_{scope}"] = Seconds(whole, whole, whole, trainer.n)
+    trainer, plain = (per_input(runs.get(side, []), ["train all"]) for side in ("hf trainer", "pytorch"))
+    if trainer and plain:  # the rest of the loop is the same
+        for name in ("train", "end_to_end_all", "end_to_end_suffix"):
+            whole = seconds["pytorch"][name].median - plain.median + trainer.median
+            seconds.setdefault("hf trainer", {})[name] = Seconds(whole, whole, whole, trainer.n)
     ratios: dict[str, float] = {}
     for name, ours in seconds.get("jax", {}).items():
         others = {side: own[name].median for side, own in seconds.items() if side != "jax" and name in own}
@@ -131,9 +135,9 @@ def report(results: Mapping[str, Any], options: Options) -> None:
 
 def draw(path: Path, seconds: Mapping[str, Mapping[str, Seconds]]) -> None:
     """Where an input's time goes, a bar per side and scope."""
-    stages = {"score": "score", "synthesize": "synthesize", "train": "train", "answer": "answer"}
+    stages = ("score", "synthesize", "train", "decode")
     with figure(path, figsize=(8, 3.5)) as axes:
-        bars = [(side, "") for side in seconds if "answer" in seconds[side]]
+        bars = [(side, "") for side in seconds if "decode" in seconds[side]]
         bars += [("jax", "_suffix")] if ("jax", "") in bars else []
         for row, (side, scope) in enumerate(bars):
             left = 0.0

@@ -31,6 +31,7 @@ from ttsi_jax.runs.clock import CompileClock
 from ttsi_jax.runs.record import Record, to_json
 from ttsi_jax.synthesis import REQUEST, SynthesisConfig, Synthesizer, Synthetic
 from ttsi_jax.tasks import Call, Example, GoldCall, Task
+from ttsi_jax.uncertainty import gate_wave
 
 MODEL = tiny_model()
 KINDS = [(form, scope, "tt-si") for form in ("keys", "free") for scope in ("suffix", "all")]
@@ -171,7 +172,10 @@ def differ_in_roundings(found: dict[str, Record], expected: dict[str, Record]) -
 
 
 def test_another_wave_size_changes_only_roundings(usual):
+    before = programs()
     differ_in_roundings(untimed(records(wave=2)), usual)
+    new = {name: n - before[name] for name, n in programs().items()}
+    assert new["decode_wave"] <= 2 and max(new[name] for name in new if name != "decode_wave") <= 1
 
 
 def test_inputs_with_one_prefix_in_common_give_what_they_give_with_copies_of_it():
@@ -342,7 +346,7 @@ def test_a_score_that_is_not_finite_is_an_error_of_its_input(monkeypatch, usual)
 
 
 def programs() -> dict[str, int]:
-    jitted = (score_wave, decode_wave, prefill_wave, adapt_and_score, adaptation._init_adapters)
+    jitted = (score_wave, decode_wave, prefill_wave, adapt_and_score, adaptation._init_adapters, gate_wave)
     return {program.__name__: program._cache_size() for program in jitted}
 
 
