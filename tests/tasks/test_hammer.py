@@ -62,7 +62,7 @@ BAD_ENTRIES = [
 @pytest.mark.parametrize(("entry", "reason"), BAD_ENTRIES, ids=[reason for _, reason in BAD_ENTRIES])
 def test_a_bad_entry_is_a_problem_and_the_others_still_run(tmp_path, entry, reason):
     task = load(tmp_path, [ENTRY, entry, ENTRY])
-    assert [example.id for example in task.examples] == ["mine-0", "mine-2"]
+    assert [example.id for example in task.usable] == ["mine-0", "mine-2"]
     [problem] = task.problems
     assert problem.startswith("mine.json, entry 1: ")
     assert reason in problem
@@ -89,6 +89,6 @@ def test_a_file_of_another_form(tmp_path, content, reason):
 def test_published_files(file, count):
     task = load_hammer(HAMMER / f"{file}.json")
     assert task.problems == ()
-    assert len(task.examples) == count
+    assert len(task.usable) == count
     assert not any(tool.name == "components" for example in task.examples for tool in example.tools)
     assert all(example.gold and example.query for example in task.examples)
