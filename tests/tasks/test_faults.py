@@ -66,3 +66,10 @@ def test_counts():
     examples = [asked(), asked(GoldCall("snow", {})), asked(GoldCall("rain", {}), GoldCall("rain", {}), tools=(RAIN,))]
     assert count_faults([*examples, asked(tools=())]) == Faults(1, 1, 1, 1, 1)
     assert count_faults([]) == Faults()
+
+
+def test_loose_types():
+    number = tool("f", n={"type": "number"})
+    loose, right = (asked(GoldCall("f", {"n": (value,)}), tools=(number,)) for value in ("40.7", 40.7))
+    optional = asked(GoldCall("f", {"n": ("40.7",)}, frozenset({"n"})), tools=(number,))
+    assert [count_faults([example]).loose for example in (loose, right, optional)] == [1, 0, 0]

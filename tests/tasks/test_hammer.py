@@ -3,6 +3,7 @@ import json
 import pytest
 
 from ttsi_jax.errors import InputError
+from ttsi_jax.tasks import Call, call_correct, check_call
 from ttsi_jax.tasks.example import GoldCall
 from ttsi_jax.tasks.hammer import load_hammer
 
@@ -43,6 +44,32 @@ def test_a_real_tool_called_components_stays(tmp_path):
     tool = {"name": "components", "parameters": {"kind": {"type": "str"}}}
     [example] = load(tmp_path, [{**ENTRY, "tools": [tool]}]).examples
     assert [tool.name for tool in example.tools] == ["components"]
+
+
+def test_the_spellings_of_python_signatures(tmp_path):
+    """As in NexusRaven, whose tools were functions."""
+    parameters = {
+        "keywords": {"type": "List[str]", "description": "Words.", "required": True},
+        "limit": {"type": "Optional[int]", "description": "At most.", "default": 10},
+        "where": {"type": "Dict[str, Any]", "description": "Filters."},
+        "kind": {"type": "Union[str, None]", "description": "Kind."},
+    }
+    tool = {"name": "search_cves", "description": "def search_cves(...)", "parameters": parameters}
+    answers = [{"name": "search_cves", "arguments": {"keywords": ["kernel"], "limit": 5}}]
+    [example] = load(tmp_path, [{"query": "Find five.", "tools": [tool], "answers": answers}], "nexusraven").examples
+    types = {name: schema.get("type") for name, schema in example.tools[0].properties.items()}
+    assert types == {"keywords": "array", "limit": "integer", "where": "object", "kind": None}
+    assert example.tools[0].required == ("keywords",) and example.id == "nexusraven-0"
+    assert check_call(Call("search_cves", {"keywords": ["kernel"], "limit": 5}), example.tools) is None
+
+
+def test_answers_of_several_calls(tmp_path):
+    """As in ToolAlpaca."""
+    calls = [{"name": "get_rain", "arguments": {"city": city}} for city in ("Oslo", "Bergen", "Oslo")]
+    [example] = load(tmp_path, [{**ENTRY, "answers": calls}]).examples
+    assert [call.arguments["city"] for call in example.gold] == [("Oslo",), ("Bergen",), ("Oslo",)]
+    assert call_correct([Call("get_rain", {"city": city}) for city in ("Bergen", "Oslo", "Oslo")], example.gold)
+    assert not call_correct([Call("get_rain", {"city": city}) for city in ("Bergen", "Bergen", "Oslo")], example.gold)
 
 
 BAD_ENTRIES = [

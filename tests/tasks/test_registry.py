@@ -16,7 +16,7 @@ from ttsi_jax.tasks import (
     tool_correct,
     unmatchable,
 )
-from ttsi_jax.tasks.registry import PUBLISHED
+from ttsi_jax.tasks.published import ANY_NUMBER, PUBLISHED
 
 from .data import HAMMER, LINE, SHARED, has_bfcl, needs_bfcl, needs_shared
 
@@ -112,6 +112,18 @@ def test_unknown_tasks(name, reason):
         load_task(name)
 
 
+@needs_shared
+@needs_bfcl
+def test_where_several_calls_or_none_may_be_right_every_input_is_told():
+    for name in ("toolalpaca", "bfcl:parallel", "bfcl:irrelevance", "bfcl:live_irrelevance"):
+        task = load_task(name, data_dir=HAMMER)
+        assert {example.messages[0]["content"] for example in task.usable} == {ANY_NUMBER}
+    for name in real_tasks():
+        task = load_task(name, data_dir=HAMMER)
+        told = any(message["content"] == ANY_NUMBER for message in task.usable[0].messages)
+        assert told or name.endswith(".jsonl") or all(len(example.gold) == 1 for example in task.usable)
+
+
 def test_a_task_without_a_usable_example(tmp_path):
     path = tmp_path / "a.jsonl"
     path.write_text("")
@@ -126,9 +138,11 @@ def test_descriptions_of_absent_tasks(tmp_path):
     infos = {info.name: info for info in describe_tasks(tmp_path)}
     assert tuple(infos) == TASK_NAMES
     sealtools, toolalpaca = infos["sealtools"], infos["toolalpaca"]
-    assert (sealtools.present, sealtools.n_inputs, sealtools.faults) == (False, 294, Faults())
+    assert (sealtools.present, sealtools.n_inputs, sealtools.faults) == (False, 294, Faults(loose=55))
     assert sealtools.source == "ttsi-jax tasks fetch sealtools"
-    assert toolalpaca.known().startswith("20 need several calls, 38 have one candidate, 40 cannot be matched; 34 right")
+    assert toolalpaca.known().startswith(
+        "20 need several calls, 38 have one candidate, 40 cannot be matched, 5 have loose types; 34"
+    )
     assert infos["apibank-l2"].n_inputs is None and infos["nexusraven"].n_inputs == 318
     assert all(info.licence and info.source for info in infos.values())
 

@@ -7,7 +7,8 @@ from collections import Counter
 from collections.abc import Iterable
 from typing import NamedTuple
 
-from ttsi_jax.tasks.example import Example, GoldCall
+from ttsi_jax.tasks.example import Call, Example, GoldCall
+from ttsi_jax.tasks.schema import check_call
 
 _CREDENTIAL = re.compile(
     r"(?:api|app|access|auth|client|secret)[_-]?(?:key|id|token)|token|secret|passw", re.IGNORECASE
@@ -23,6 +24,7 @@ class Faults(NamedTuple):
         no_candidate: inputs without a function, which fail in a run.
         duplicates: inputs with the conversation and functions of an earlier one.
         unmatchable: inputs whose right calls no answer can match (see `unmatchable`).
+        loose: inputs with a right value of another type than its parameter, such as "40.7" for a number.
     """
 
     several_calls: int = 0
@@ -30,6 +32,7 @@ class Faults(NamedTuple):
     no_candidate: int = 0
     duplicates: int = 0
     unmatchable: int = 0
+    loose: int = 0
 
 
 def count_faults(examples: Iterable[Example]) -> Faults:
@@ -41,6 +44,7 @@ def count_faults(examples: Iterable[Example]) -> Faults:
         no_candidate=candidates[0],
         duplicates=len(examples) - len({fingerprint(example) for example in examples}),
         unmatchable=sum(unmatchable(example) is not None for example in examples),
+        loose=sum(map(_is_loose, examples)),
     )
 
 
@@ -60,6 +64,15 @@ def unmatchable(example: Example) -> str | None:
     text = json.dumps([example.messages, [vars(tool) for tool in example.tools]], ensure_ascii=False)
     reasons = (_unmatchable(call, example, text) for call in example.gold or ())
     return next(filter(None, reasons), None)
+
+
+def _is_loose(example: Example) -> bool:
+    """Whether a right call names a function and arguments as they are described, but not a value."""
+    for right in example.gold or ():
+        arguments = {name: values[0] for name, values in right.arguments.items() if name not in right.optional}
+        if (check_call(Call(right.name, arguments), example.tools) or "").startswith("argument"):
+            return True
+    return False
 
 
 def _unmatchable(call: GoldCall, example: Example, text: str) -> str | None:

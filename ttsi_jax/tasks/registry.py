@@ -13,7 +13,7 @@ from ttsi_jax.tasks.example import Example, Task
 from ttsi_jax.tasks.faults import Faults, count_faults
 from ttsi_jax.tasks.hammer import load_hammer
 from ttsi_jax.tasks.jsonl import load_jsonl
-from ttsi_jax.tasks.published import BFCL, PUBLISHED, Published
+from ttsi_jax.tasks.published import ANY_NUMBER, BFCL, PUBLISHED, Published
 
 TASK_NAMES = tuple(PUBLISHED)
 _FAULTS = {
@@ -22,6 +22,7 @@ _FAULTS = {
     "no_candidate": "have no candidate",
     "duplicates": "duplicates",
     "unmatchable": "cannot be matched",
+    "loose": "have loose types",
 }
 
 
@@ -76,7 +77,10 @@ def load_task(task: str, *, data_dir: Path | None = None, limit: int | None = No
     if not loaded.usable:
         reasons = "; ".join(loaded.problems[:3]) or "it is empty"
         raise InputError(f"{task} has no usable example: {reasons}")
-    return loaded if limit is None else replace(loaded, examples=_first_usable(loaded.examples, limit))
+    examples = loaded.examples if limit is None else _first_usable(loaded.examples, limit)
+    if task in PUBLISHED and PUBLISHED[task].any_number:
+        examples = tuple(map(_told, examples))
+    return replace(loaded, examples=examples)
 
 
 def find_published(task: str) -> Published:
@@ -116,6 +120,11 @@ def _describe(name: str, known: Published, data_dir: Path | None) -> TaskInfo:
     except InputError:
         return TaskInfo(name, False, known.n_inputs, known.faults, known.licence, source, known.remarks)
     return TaskInfo(name, True, len(examples), count_faults(examples), known.licence, source, known.remarks)
+
+
+def _told(example: Example) -> Example:
+    """The input with the word that several calls, or none, may be right."""
+    return replace(example, messages=({"role": "system", "content": ANY_NUMBER}, *example.messages))
 
 
 def _first_usable(examples: Sequence[Example], limit: int) -> tuple[Example, ...]:
