@@ -2,7 +2,8 @@ from dataclasses import replace
 
 import pytest
 
-from ttsi_jax.tasks import Example, Faults, GoldCall, Tool, count_faults, fingerprint, normalise_parameters, unmatchable
+from ttsi_jax.tasks import Example, Faults, GoldCall, Tool, count_faults, normalise_parameters, unmatchable
+from ttsi_jax.tasks.faults import fingerprint
 
 
 def tool(name, **properties):

@@ -15,12 +15,12 @@ from ttsi_jax.tasks import (
     NoCallError,
     Task,
     call_correct,
-    fingerprint,
     micro_f1,
     parse_calls,
     tool_correct,
     unmatchable,
 )
+from ttsi_jax.tasks.faults import fingerprint
 
 
 def plain(calls: Sequence[Call] | None) -> list[dict[str, Any]] | None:

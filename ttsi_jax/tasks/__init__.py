@@ -3,7 +3,7 @@
 from ttsi_jax.tasks.calls import CallSyntaxError, NoCallError, parse_calls, render_call
 from ttsi_jax.tasks.downloads import fetch
 from ttsi_jax.tasks.example import Call, Example, GoldCall, Task, Tool
-from ttsi_jax.tasks.faults import Faults, count_faults, fingerprint, unmatchable
+from ttsi_jax.tasks.faults import Faults, count_faults, unmatchable
 from ttsi_jax.tasks.metrics import MicroF1, call_correct, micro_f1, normalise, tool_correct
 from ttsi_jax.tasks.registry import TASK_NAMES, TaskInfo, describe_tasks, load_task
 from ttsi_jax.tasks.schema import SchemaError, check_call, normalise_parameters
@@ -26,7 +26,6 @@ __all__ = [
     "count_faults",
     "describe_tasks",
     "fetch",
-    "fingerprint",
     "load_task",
     "micro_f1",
     "normalise",
