@@ -30,14 +30,14 @@ from ttsi_jax.model.scoring import prefill_wave, score_wave
 from ttsi_jax.runs.clock import CompileClock
 from ttsi_jax.runs.record import Record, to_json
 from ttsi_jax.synthesis import REQUEST, SynthesisConfig, Synthesizer, Synthetic
-from ttsi_jax.tasks import Call, Example, GoldCall, Task
+from ttsi_jax.tasks import Call, Example, GoldCall, Task, Tool, normalise_parameters
 from ttsi_jax.uncertainty import gate_wave
 
 MODEL = tiny_model()
 KINDS = [(form, scope, "tt-si") for form in ("keys", "free") for scope in ("suffix", "all")]
 KINDS += [(form, "suffix", "base") for form in ("keys", "free")]
-LABELS = ("gold", "pick_correct_base", "pick_correct", "tool_correct_base", "tool_correct", "call_correct_base",
-          "call_correct")  # fmt: skip
+LABELS = ("gold", "unmatchable", "pick_correct_base", "pick_correct", "tool_correct_base", "tool_correct",
+          "call_correct_base", "call_correct")  # fmt: skip
 
 
 @lru_cache
@@ -281,6 +281,18 @@ def test_a_pair_that_does_not_fit_the_context_is_dropped():
 
 
 # Inputs that cannot run, and training that fails.
+
+
+def test_a_tool_list_of_3000_tokens_is_read_by_all_its_inputs():
+    """As in NexusRaven."""
+    schema = normalise_parameters({"query": {"type": "List[str]", "description": "What to search for. " * 60}})
+    tools = tuple(Tool(f"search{number}", "", schema) for number in range(4))
+    asked = [example(f"long-{number}", f"Find {number}", tools, gold="search1") for number in range(2)]
+    found = records(task_of(*asked), "keys", "suffix", "base", wave=2)
+    assert [record.error for record in found] == [None, None]
+    assert all(3000 < record.n_prompt_tokens < 4096 and len(record.log_likelihoods) == 4 for record in found)
+    alone = records(task_of(asked[1]), "keys", "suffix", "base", wave=2)
+    assert timeless(alone[0]) == timeless(found[1])
 
 
 def test_inputs_that_cannot_run_are_named_and_the_others_do(usual):

@@ -10,7 +10,7 @@ import os
 import sys
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import tyro
 from jax.errors import JaxRuntimeError
@@ -101,7 +101,17 @@ class Models:
 
 @dataclass(frozen=True)
 class Tasks:
-    """List the tasks: inputs, licence, where to get them, and what is known to be wrong in them."""
+    """List the tasks with what is known to be wrong in them, or `fetch` the files of some.
+
+    Attributes:
+        action: list, or fetch.
+        names: the tasks to fetch.
+        data: folder of the files.
+    """
+
+    action: Annotated[Literal["list", "fetch"], tyro.conf.Positional] = "list"
+    names: Annotated[tuple[str, ...], tyro.conf.Positional] = ()
+    data: Path | None = None
 
 
 def run(args: Run) -> int:
@@ -116,7 +126,7 @@ def run(args: Run) -> int:
     check(config)
     task = load_task(args.task, data_dir=args.data, limit=args.limit)
     for problem in task.problems:
-        _say(f"left out: {problem}")
+        _say(f"cannot be used: {problem}")
     _say(f"{len(task.examples)} inputs of {task.name}; loading {args.model}")
     model = load_model(args.model, dtype=args.dtype)
     _say(f"the run is kept in {directory}")
@@ -142,7 +152,7 @@ def run(args: Run) -> int:
     for record in failed:
         _say(f"failed: input '{record.id}': {record.error}")
     output.print(shown(f"run: {directory}"), soft_wrap=True)
-    return SOME_FAILED if failed or task.problems else DONE
+    return SOME_FAILED if failed else DONE
 
 
 def compare(args: Compare) -> int:
@@ -184,10 +194,16 @@ def models(args: Models) -> int:
 
 def tasks(args: Tasks) -> int:
     from ttsi_jax.runs.table import plain_table
-    from ttsi_jax.tasks import describe_tasks
+    from ttsi_jax.tasks import describe_tasks, fetch
 
-    rows = [(t.name, t.n_examples, t.licence, t.source, t.faults) for t in describe_tasks()]
-    output.print(plain_table(("name", "inputs", "licence", "where to get it", "known faults"), rows))
+    if args.action == "fetch":
+        if not args.names:
+            raise InputError("name the tasks to fetch: ttsi-jax tasks fetch sealtools")
+        for name in args.names:
+            _say(fetch(name, args.data))
+        return DONE
+    rows = [(t.name, t.present, t.n_inputs, t.licence, t.source, t.known()) for t in describe_tasks(args.data)]
+    output.print(plain_table(("name", "here", "inputs", "licence", "how to get it", "known of it"), rows))
     return DONE
 
 

@@ -32,6 +32,7 @@ class RunConfig:
         synthesis: G, how training examples are written.
         adapt: T, how adapters are trained.
         answer: how answers are decoded.
+        unmatchable: `drop` leaves right calls that no answer can match out of the accuracies (see docs/tasks.md).
         wave: inputs that go through a program together, E.
         seed: of all random numbers; each input's own come from this and its id.
     """
@@ -41,6 +42,7 @@ class RunConfig:
     synthesis: SynthesisConfig = field(default_factory=SynthesisConfig)
     adapt: AdaptConfig = field(default_factory=AdaptConfig)
     answer: AnswerConfig = field(default_factory=AnswerConfig)
+    unmatchable: Literal["keep", "drop"] = "keep"
     wave: int = 16
     seed: int = 0
 

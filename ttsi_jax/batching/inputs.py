@@ -21,7 +21,7 @@ from ttsi_jax.batching.waves import Ids, Pair, Row, Shape, training_shape
 from ttsi_jax.config import RunConfig
 from ttsi_jax.errors import InputError
 from ttsi_jax.runs.record import Record
-from ttsi_jax.runs.scores import scored
+from ttsi_jax.runs.scores import begun, scored
 from ttsi_jax.synthesis import PairSource, Synthesizer
 from ttsi_jax.tasks import Example, Tool
 from ttsi_jax.tasks.pieces import name_text
@@ -96,9 +96,11 @@ def prepare(
     synthesizer: PairSource,
 ) -> Draft | Record:
     """Tokenises an input; one that cannot run gives a record that says why."""
-    record = Record(example.id, task_name, example.query, candidates=[tool.name for tool in example.tools])
-    if not example.tools:
-        return replace(record, error="the input has no candidate function")
+    record = begun(example, task_name)
+    if record.error is not None:
+        return record
+    if record.unmatchable and config.unmatchable == "drop":
+        example = replace(example, gold=None)
     n_characters = len(render_tools(example.tools)) + sum(len(message["content"]) for message in example.messages)
     if n_characters > CHARACTERS_PER_TOKEN * context_length:  # tokenising megabytes takes minutes
         error = f"the input has {n_characters} characters, far more than the model's context of {context_length} tokens"

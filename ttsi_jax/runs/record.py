@@ -31,7 +31,9 @@ class Record:
     the same name without the suffix is the final outcome, which is the base's for an input that was not adapted.
     `uncertainty` is the gate's certainty: 1 is sure, and below tau the input is uncertain. `log_likelihoods` are means
     over tokens where the run asked for that.
-    `seconds` holds the seconds that this input took per stage: score, synthesize, adapt, answer.
+    `seconds` holds the seconds that this input took per stage: score, synthesize, adapt, answer. `fingerprint` is equal
+    in duplicates, and `unmatchable` says why no answer can be right. `calls` is None for an answer that cannot be read
+    as calls; where none is right and it is in words, it counts as correct all the same.
     """
 
     id: str
@@ -39,6 +41,7 @@ class Record:
     query: str | list[dict[str, Any]]
     n_prompt_tokens: int | None = None
     candidates: list[str] = field(default_factory=list)
+    fingerprint: str | None = None
     log_likelihoods: list[float | None] = field(default_factory=list)
     probabilities: list[float | None] = field(default_factory=list)
     uncertainty: float | None = None
@@ -59,6 +62,7 @@ class Record:
     reverted: bool = False
     reason: str | None = None
     gold: list[Call] | None = None
+    unmatchable: str | None = None
     tool_correct_base: bool | None = None
     call_correct_base: bool | None = None
     tool_correct: bool | None = None

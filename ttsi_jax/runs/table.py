@@ -76,9 +76,19 @@ def accuracies(summary: Mapping[str, Any]) -> Rows:
 
 
 def counts(summary: Mapping[str, Any]) -> Rows:
-    names = ("n", "failed", "uncertain", "adapted", "reverted", "synthetic_written", "synthetic_accepted")
-    headings = ("inputs", "failed", "uncertain", "adapted", "reverted", "pairs written", "pairs accepted")
-    return Rows(headings, [tuple(str(summary[name]) for name in names)])
+    headings = {
+        "n": "inputs",
+        "failed": "failed",
+        "duplicates": "duplicates",
+        "one_candidate": "one candidate",
+        "unmatchable": "unmatchable",
+        "uncertain": "uncertain",
+        "adapted": "adapted",
+        "reverted": "reverted",
+        "synthetic_written": "pairs written",
+        "synthetic_accepted": "pairs accepted",
+    }
+    return Rows(tuple(headings.values()), [tuple(str(summary[name]) for name in headings)])
 
 
 def stages(summary: Mapping[str, Any]) -> Rows:
