@@ -46,18 +46,20 @@ def _name(part: Any) -> str:
         return _name(part.func)
     if isinstance(part, UpdateRule):
         return _name(part.step)
-    if (
-        isinstance(part, tuple) and part and callable(part[0])
-    ):  # a Synthesizer or Answerer is known by its first function
+    if isinstance(part, tuple) and part and callable(part[0]):  # a Synthesizer or an Answerer
         return _name(part[0])
     name = getattr(part, "__qualname__", getattr(part, "__name__", type(part).__qualname__))
     return f"{getattr(part, '__module__', None) or type(part).__module__}:{name}"
 
 
 def _first_state(rule: UpdateRule) -> Any:
-    """The state for an adapter of two matrices; None where `init` fails, which its check will explain."""
+    """The state for an adapter of two matrices; None where `init` fails, which its check will explain.
+
+    Traced, so that an `init` that wrongly keeps what it gave is found out and not served from here.
+    """
     try:
-        return rule.init({0: {"q": LowRank(jnp.ones((3, 2)), jnp.ones((2, 3)))}}, jnp.int32(3))
+        adapter = {0: {"q": LowRank(jnp.ones((3, 2)), jnp.ones((2, 3)))}}
+        return jax.jit(lambda *x: rule.init(*x))(adapter, jnp.int32(3))
     except Exception:  # the user's code may raise anything
         return None
 

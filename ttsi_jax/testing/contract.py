@@ -18,7 +18,7 @@ import numpy as np
 from ttsi_jax.errors import InputError
 
 _LIBRARIES = re.compile(r"-packages[/\\](jax|jaxlib|optax|flax|numpy|chex)[/\\]")
-_PACKAGE = Path(__file__).parents[1]
+_PACKAGE, _STANDARD = Path(__file__).parents[1], Path(inspect.__file__).parent
 
 
 class ContractError(InputError):
@@ -80,7 +80,9 @@ def _own_line(error: Exception) -> str:
 
 
 def _is_library(file: str) -> bool:
-    return bool(_LIBRARIES.search(file)) or file.startswith("<frozen") or Path(file).is_relative_to(_PACKAGE)
+    standard = Path(file).is_relative_to(_STANDARD) and "-packages" not in file
+    own = Path(file).is_relative_to(_PACKAGE)
+    return own or standard or bool(_LIBRARIES.search(file)) or file.startswith("<frozen")
 
 
 def check_arguments(what: str, role: str, function: Any, *names: str) -> None:
