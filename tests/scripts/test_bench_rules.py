@@ -1,5 +1,6 @@
 """The lab finds rules in the working directory, and its tables can be read in a narrow terminal."""
 
+import io
 import sys
 
 import pytest
@@ -29,10 +30,10 @@ def test_tables_fit_80_columns():
     own = Measured(
         "my_own_rules:trusted_sign", "answer_cross_entropy", [1.25, 1.0], -12, 3, 8, 12.5, 24.0, 5.33e10, 2e8
     )
-    console = Console(width=80, record=True, quiet=True)
+    console = Console(width=80, file=io.StringIO())
     for shown in tables([own], 8):
         console.print(shown)
-    lines = console.export_text().splitlines()
+    lines = console.file.getvalue().splitlines()
     assert max(map(len, lines)) <= 80 and "…" not in "".join(lines)
     for figure in ("my_own_rules:trusted_sign", "1.250 → 1.000", "-12", "12.50", "53.3", "191", "compile s"):
         assert any(figure in line for line in lines)

@@ -161,7 +161,7 @@ BROKEN = {
         r"\*\*aux, \"loss\": loss",
     ),
     "metrics['each'] is float32[3], not a scalar": (returning(lambda a, s, m: (a, s, {**m, "each": jnp.ones(3)})), ""),
-    "keeps traced values outside of itself, in test_rules.SEEN": (returning(seen), "jax.debug.print"),
+    "keeps traced values outside": (returning(seen), "jax.debug.print"),
     "keeps traced values outside of itself": (rule(init=cached), "make the state anew in every `init`"),
     "step takes (a, b), but is called as step(loss_fn, adapter": (
         UpdateRule(lambda a, n: (), lambda a, b: a),

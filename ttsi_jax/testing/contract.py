@@ -4,9 +4,11 @@
 
 from __future__ import annotations
 
+import gc
 import inspect
 import re
 import traceback
+import weakref
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from pathlib import Path
@@ -36,10 +38,9 @@ def explained(what: str) -> Generator[None]:
     except InputError:
         raise
     except Exception as error:  # the user's code may raise anything
-        text = str(error)
-        if isinstance(error, jax.errors.UnexpectedTracerError) or text.startswith("Leaked "):
-            raise ContractError(_leaked(what, text)) from error
-        where = _own_line(error)
+        if isinstance(error, jax.errors.UnexpectedTracerError):
+            raise ContractError(_leaked(what)) from error
+        where, text = _own_line(error), str(error)
         if isinstance(error, jax.errors.JAXTypeError | jax.errors.JAXIndexError):
             raise ContractError(
                 f"{what} cannot be traced: {where} needs an array's value in Python, where it has none yet: the "
@@ -61,13 +62,10 @@ _HINTS = {  # what an error says -> what to do
 }
 
 
-def _leaked(what: str, text: str) -> str:
-    """Names the list or dictionary that holds a traced value, where JAX found one."""
-    holders = [name for name in re.findall(r"is referred to by ([\w.]+)$", text, re.MULTILINE)]
-    held = f"in {holders[-1]}" if holders else "in a list, dictionary, attribute or global name"
+def _leaked(what: str) -> str:
     return (
-        f"{what} keeps traced values outside of itself, {held}: they mean nothing once the program is made, and what "
-        f"an earlier call left behind would be another input's. Keep what lasts from step to step in the state, make "
+        f"{what} keeps traced values outside of itself, in a list, dictionary, attribute or global name: they mean "
+        f"nothing once the program is made, and what an earlier call left behind would be another input's. Keep what lasts from step to step in the state, make "
         f"the state anew in every `init`, and look at numbers with jax.debug.print."
     )
 
@@ -111,10 +109,17 @@ def check_pure(what: str, function: Callable[..., Any], *args: Any) -> None:
     Raises:
         ContractError: showing the first line in which the programs differ, or what holds a traced value.
     """
+    inputs: list[weakref.ref[Any]] = []  # they live as long as anything traced from them; jax.checking_leaks is slow
+
+    def watched(*args: Any) -> Any:
+        inputs.extend(weakref.ref(leaf) for leaf in jax.tree.leaves(args))
+        return function(*args)
+
     with explained(what):
-        with jax.checking_leaks():
-            jax.eval_shape(lambda *x: function(*x), *args)
-        one, two = (jax.make_jaxpr(lambda *x: function(*x))(*args) for _ in range(2))
+        one, two = (jax.make_jaxpr(lambda *x: watched(*x))(*args) for _ in range(2))
+        gc.collect()
+        if any(traced() is not None for traced in inputs):
+            raise ContractError(_leaked(what))
         lines = [re.sub(r"0x[0-9a-f]+", "", str(program)).splitlines() for program in (one, two)]
         consts = [[np.asarray(const).tolist() for const in program.consts] for program in (one, two)]
     for first, second in zip(*lines, strict=False):
