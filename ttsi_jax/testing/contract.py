@@ -65,8 +65,9 @@ _HINTS = {  # what an error says -> what to do
 def _leaked(what: str) -> str:
     return (
         f"{what} keeps traced values outside of itself, in a list, dictionary, attribute or global name: they mean "
-        f"nothing once the program is made, and what an earlier call left behind would be another input's. Keep what lasts from step to step in the state, make "
-        f"the state anew in every `init`, and look at numbers with jax.debug.print."
+        f"nothing once the program is made, and what an earlier call left behind would be another input's. Keep what "
+        f"lasts from step to step in the state, make the state anew in every `init`, and look at numbers with "
+        f"jax.debug.print."
     )
 
 

@@ -33,6 +33,7 @@ def check_shapes(what: str, rule: UpdateRule, loss: Loss) -> None:
     for _ in range(2):  # the second time finds what the first has left behind
         with explained(what):
             state = jax.eval_shape(lambda *x: rule.init(*x), adapter, jnp.int32(STEPS))
+            jax.eval_shape(jax.vmap(rule.init), *jax.tree.map(lambda x: x[None], (adapter, jnp.int32(STEPS))))
             value = jax.eval_shape(bound(loss), adapter, batch, key)
         _check_loss_value(what, value)
         with explained(what):
