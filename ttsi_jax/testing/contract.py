@@ -39,7 +39,7 @@ def explained(what: str) -> Generator[None]:
         raise
     except Exception as error:  # the user's code may raise anything
         if isinstance(error, jax.errors.UnexpectedTracerError):
-            raise ContractError(_leaked(what)) from error
+            raise leaked(what) from error
         where, text = _own_line(error), str(error)
         if isinstance(error, jax.errors.JAXTypeError | jax.errors.JAXIndexError):
             raise ContractError(
@@ -62,8 +62,9 @@ _HINTS = {  # what an error says -> what to do
 }
 
 
-def _leaked(what: str) -> str:
-    return (
+def leaked(what: str) -> ContractError:
+    """The error of a function that keeps what it traced."""
+    return ContractError(
         f"{what} keeps traced values outside of itself, in a list, dictionary, attribute or global name: they mean "
         f"nothing once the program is made, and what an earlier call left behind would be another input's. Keep what "
         f"lasts from step to step in the state, make the state anew in every `init`, and look at numbers with "
@@ -120,7 +121,7 @@ def check_pure(what: str, function: Callable[..., Any], *args: Any) -> None:
         one, two = (jax.make_jaxpr(lambda *x: watched(*x))(*args) for _ in range(2))
         gc.collect()
         if any(traced() is not None for traced in inputs):
-            raise ContractError(_leaked(what))
+            raise leaked(what)
         lines = [re.sub(r"0x[0-9a-f]+", "", str(program)).splitlines() for program in (one, two)]
         consts = [[np.asarray(const).tolist() for const in program.consts] for program in (one, two)]
     for first, second in zip(*lines, strict=False):

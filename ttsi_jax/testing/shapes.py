@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from ttsi_jax.rules.interface import Loss, UpdateRule, needed
-from ttsi_jax.testing.contract import ContractError, check_arguments, explained, same_types
+from ttsi_jax.testing.contract import ContractError, check_arguments, explained, leaked, same_types
 from ttsi_jax.testing.examples import bound, training_example
 
 STEPS = 3
@@ -33,7 +33,8 @@ def check_shapes(what: str, rule: UpdateRule, loss: Loss) -> None:
     for _ in range(2):  # the second time finds what the first has left behind
         with explained(what):
             state = jax.eval_shape(lambda *x: rule.init(*x), adapter, jnp.int32(STEPS))
-            jax.eval_shape(jax.vmap(rule.init), *jax.tree.map(lambda x: x[None], (adapter, jnp.int32(STEPS))))
+            if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(rule.init(adapter, jnp.int32(STEPS)))):
+                raise leaked(what)  # what was kept of an earlier trace
             value = jax.eval_shape(bound(loss), adapter, batch, key)
         _check_loss_value(what, value)
         with explained(what):
