@@ -97,8 +97,8 @@ def _content(value: Any, seen: set[int]) -> Iterator[str]:
     elif is_dataclass(value) and not isinstance(value, type):
         yield from _mapping({field.name: getattr(value, field.name) for field in fields(value)}, seen)
         yield from _code_of(type(value), seen)
-    elif hasattr(value, "__wrapped__"):  # of jax.jit, functools.wraps
-        yield from _content(value.__wrapped__, seen)
+    elif (wrapped := getattr(value, "__wrapped__", None)) is not None:  # of jax.jit, functools.wraps
+        yield from _content(wrapped, seen)
     elif callable(value) and not isinstance(value, type) and _is_own(type(value).__module__):
         yield from _mapping(vars(value) if hasattr(value, "__dict__") else {}, seen)
         yield from _code_of(type(value), seen)

@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.core import Tracer
 
 from ttsi_jax.rules.interface import Loss, UpdateRule, needed
 from ttsi_jax.testing.contract import ContractError, check_arguments, explained, leaked, same_types
@@ -33,7 +34,7 @@ def check_shapes(what: str, rule: UpdateRule, loss: Loss) -> None:
     for _ in range(2):  # the second time finds what the first has left behind
         with explained(what):
             state = jax.eval_shape(lambda *x: rule.init(*x), adapter, jnp.int32(STEPS))
-            if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(rule.init(adapter, jnp.int32(STEPS)))):
+            if any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(rule.init(adapter, jnp.int32(STEPS)))):
                 raise leaked(what)  # what was kept of an earlier trace
             value = jax.eval_shape(bound(loss), adapter, batch, key)
         _check_loss_value(what, value)
