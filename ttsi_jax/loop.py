@@ -69,7 +69,8 @@ def run(
         out: a directory to keep the run in; the same call resumes it. None keeps nothing.
         progress: called with a stage's name, inputs done and inputs known of so far, after every wave.
         parts: objects in the place of those that the configuration names: `rule`, `loss`, `estimator`, `synthesizer`,
-            `answerer` (see `ttsi_jax.config.Parts`). A kept run knows them by their names alone.
+            `answerer` (see `ttsi_jax.config.Parts`). A kept run knows them by name and a hash of what they do, and
+            refuses others.
 
     Raises:
         InputError: a setting that cannot be, a part that breaks its contract, or a directory that holds another run.
