@@ -38,6 +38,7 @@ class Run(RunConfig):
         data: folder of the task files that do not come with a package.
         dtype: float32 or bfloat16; by default float32 on CPU and bfloat16 elsewhere.
         out: the run's directory; by default one under runs/ that is named after the settings.
+        compile_cache: a folder that keeps compiled programs, so that the next run need not compile them.
     """
 
     model: str
@@ -46,6 +47,7 @@ class Run(RunConfig):
     data: Path | None = None
     dtype: str | None = None
     out: Path | None = None
+    compile_cache: Path | None = None
 
     def config(self) -> RunConfig:
         return RunConfig(**{field.name: getattr(self, field.name) for field in fields(RunConfig)})
@@ -118,12 +120,15 @@ def run(args: Run) -> int:
     from ttsi_jax.checkpoints import load_model
     from ttsi_jax.config import check
     from ttsi_jax.loop import run as run_task
+    from ttsi_jax.runs.clock import keep_programs
     from ttsi_jax.runs.progress import progress_bars
     from ttsi_jax.runs.table import examples_table, summary_table
     from ttsi_jax.tasks import load_task
 
     config, directory = args.config(), args.directory()
     check(config)
+    if args.compile_cache is not None:
+        keep_programs(args.compile_cache)
     task = load_task(args.task, data_dir=args.data, limit=args.limit)
     for problem in task.problems:
         _say(f"cannot be used: {problem}")
