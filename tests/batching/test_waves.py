@@ -169,6 +169,21 @@ def test_a_row_trains_alone_as_among_others():
         np.testing.assert_allclose(own, theirs, atol=1e-5)
 
 
+def test_more_rows_than_lanes_say_what_each_says_alone():
+    """Short and long ones of two waves, through lanes that are refilled."""
+    kept = waves()
+    _, prompts = kept.score(ROWS, NAMES)
+    works = [Work(prompts[i % 4], [Slot(TEXT, limit=1 + 3 * (i % 3))], owner=i) for i in range(10)]
+    alone = [kept.decode([work])[0] for work in works]
+    lanes, found = kept.lanes(), {}
+    lanes.waiting.extend(works)
+    while lanes.load:
+        took_part, said = lanes.advance(to_the_end=False)
+        assert len(took_part) <= E and said
+        found |= {work.owner: own for work, own in said}
+    assert [found[i] for i in range(10)] == alone and lanes._state is None
+
+
 # Prefixes.
 
 
