@@ -19,8 +19,10 @@ def objects(values):
 JSON = st.recursive(LEAVES, lambda inner: st.lists(inner) | objects(inner))
 CALL = st.fixed_dictionaries({"name": TEXT, "arguments": objects(JSON)})
 CALLS = st.none() | st.lists(CALL, max_size=2)
+SAMPLES = st.lists(st.fixed_dictionaries({"text": TEXT, "reward": FLOATS}), max_size=2)
 PAIR = st.fixed_dictionaries(
-    {"query": TEXT, "calls": st.lists(CALL, max_size=2), "accepted": st.booleans(), "reason": st.none() | TEXT}
+    {"query": TEXT, "calls": st.lists(CALL, max_size=2), "accepted": st.booleans(), "reason": st.none() | TEXT},
+    optional={"samples": SAMPLES},
 )
 RECORDS = st.builds(
     Record,
@@ -35,6 +37,7 @@ RECORDS = st.builds(
     gold=CALLS,
     synthetic=st.lists(PAIR, max_size=2),
     seconds=objects(FLOATS),
+    tokens=objects(st.integers(0)),
     error=st.none() | TEXT,
 )
 
@@ -43,7 +46,7 @@ def test_fields_are_those_of_the_design_in_order():
     assert [f.name for f in fields(Record)] == (
         "id task query n_prompt_tokens candidates log_likelihoods probabilities uncertainty uncertain synthetic losses "
         "pick_base pick pick_correct_base pick_correct text_base base_calls text_adapted adapted_calls calls adapted "
-        "adapted_after reverted reason gold tool_correct_base call_correct_base tool_correct call_correct seconds error"
+        "adapted_after reverted reason gold tool_correct_base call_correct_base tool_correct call_correct seconds tokens error"
     ).split()
 
 
