@@ -46,7 +46,8 @@ def test_fields_are_those_of_the_design_in_order():
     assert [f.name for f in fields(Record)] == (
         "id task query n_prompt_tokens candidates log_likelihoods probabilities uncertainty uncertain synthetic losses "
         "pick_base pick pick_correct_base pick_correct text_base base_calls text_adapted adapted_calls calls adapted "
-        "adapted_after reverted reason gold tool_correct_base call_correct_base tool_correct call_correct seconds tokens error"
+        "adapted_after reverted reason gold tool_correct_base call_correct_base tool_correct call_correct "
+        "seconds tokens error"
     ).split()
 
 

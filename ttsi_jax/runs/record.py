@@ -39,8 +39,8 @@ class Record:
     the same name without the suffix is the final outcome, which is the base's for an input that was not adapted.
     `uncertainty` is the gate's certainty: 1 is sure, and below tau the input is uncertain. `log_likelihoods` are means
     over tokens where the run asked for that.
-    `seconds` holds the seconds that this input took per stage: score, synthesize, adapt, answer; `tokens` the tokens that
-    it had the model read and write there, where the run counted them.
+    `seconds` holds the seconds that this input took per stage: score, synthesize, adapt, answer; `tokens` the tokens
+    that it had the model read and write there, where the run counted them.
     """
 
     id: str
