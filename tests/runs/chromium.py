@@ -119,7 +119,7 @@ class Chromium:
     def _note(self, message: dict[str, Any]) -> None:
         method, parameters = message.get("method"), message.get("params", {})
         if method == "Runtime.exceptionThrown":
-            self.errors.append(str(parameters["exceptionDetails"]))
+            self.errors.append(parameters["exceptionDetails"]["exception"].get("description", "thrown"))
         if method == "Log.entryAdded" and parameters["entry"]["level"] == "error":
             self.errors.append(parameters["entry"]["text"])
         if method == "Network.requestWillBeSent":
