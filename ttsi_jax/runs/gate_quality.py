@@ -42,8 +42,8 @@ def auroc(scores: ArrayLike, positive: ArrayLike) -> float:
     J. A. Hanley and B. J. McNeil, "The meaning and use of the area under a receiver operating characteristic (ROC)
     curve", Radiology 143 (1982).
     """
-    positive = np.asarray(positive, bool)
-    hits, misses = cumulated(scores, positive).y, cumulated(scores, ~positive).y
+    taken, hits = cumulated(scores, np.asarray(positive, bool))
+    misses = taken - hits
     return _ratio(_area(misses, hits), hits[-1] * misses[-1])
 
 

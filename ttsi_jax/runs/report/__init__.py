@@ -6,7 +6,6 @@ policy says the same to the browser: no network, and no script but this one.
 """
 
 import hashlib
-import json
 from base64 import b64encode
 from collections.abc import Mapping
 from html import escape
@@ -129,7 +128,7 @@ def _points(curve: Curve) -> list[list[float]]:
 
 def _embedded(data: Any) -> str:
     """JSON that no HTML parser takes for the end of a script or a comment in it."""
-    return json.dumps(json.loads(strict_json(data)), separators=(",", ":")).replace("<", "\\u003c")
+    return strict_json(data).replace("<", "\\u003c")  # in JSON it can only be part of a text
 
 
 def _read(name: str) -> str:
