@@ -151,20 +151,15 @@ def run(args: Run) -> int:
 
 
 def compare(args: Compare) -> int:
-    from ttsi_jax.runs.compare import compare as compare_runs
-    from ttsi_jax.runs.compare import plain
-    from ttsi_jax.runs.comparison_tables import comparison_tables
-    from ttsi_jax.runs.groups import load_runs
-    from ttsi_jax.runs.record import strict_json
-    from ttsi_jax.runs.table import rendered
+    from ttsi_jax.runs import compare, comparison_tables, groups, table
 
-    comparison = compare_runs(load_runs(args.runs))
+    comparison = compare.compare(groups.load_runs(args.runs))
     for note in comparison.notes:
         _say(f"note: {note}")
-    for rows in comparison_tables(comparison):
-        output.print(rendered(rows), "")
+    for rows in comparison_tables.comparison_tables(comparison):
+        output.print(table.rendered(rows), "")
     if args.json is not None:
-        _write(args.json, strict_json(plain(comparison), indent=1) + "\n")
+        _write(args.json, compare.to_json(comparison))
     return DONE
 
 

@@ -4,9 +4,9 @@ from dataclasses import replace
 import pytest
 
 from runs.synthetic import base_run, run
-from ttsi_jax.runs.compare import Cause, Cost, cause_of, compare, plain
+from ttsi_jax.runs.compare import Cause, Cost, cause_of, compare, to_json
 from ttsi_jax.runs.groups import Run
-from ttsi_jax.runs.record import Record, strict_json
+from ttsi_jax.runs.record import Record
 from ttsi_jax.runs.statistics import Changes
 from ttsi_jax.runs.summary import summarise
 
@@ -107,7 +107,7 @@ def test_records_of_older_runs_without_newer_fields_are_compared():
 
 def test_everything_is_strict_json():
     for runs in ({"a": run(60), "b": run(60, seed=1)}, {"none": Run({}, [], None)}, {"a": as_run(*RECORDS)}):
-        found = json.loads(strict_json(plain(compare(runs))))
+        found = json.loads(to_json(compare(runs)))
         assert found.keys() == {"groups", "contrasts", "notes"}
     assert found["contrasts"][0]["changes"]["call"]["fixed"] == 3
     assert found["groups"][0]["group"]["runs"]["a"]["inputs"] == 8

@@ -91,6 +91,7 @@ def test_text_stays_readable_and_lone_surrogates_are_escaped():
         ('{"id": "a", "task": "t", "query": "q", "seconds": []}', "'seconds' must be a dict"),
         ('{"id": "a", "task": "t", "query": "q", "losses": ["high"]}', r"'losses' must be a list\[float | None\]"),
         ('{"id": "a", "task": "t", "query": "q", "adapted": 1}', "'adapted' must be a bool"),
+        (f'{{"id": "a", "task": "t", "query": "q", "uncertainty": 1{"0" * 400}}}', "'uncertainty' must be a float"),
         ('{"id": "a", "task": "t", "query": "q", "n_prompt_tokens": true}', "'n_prompt_tokens' must be a int"),
         ('{"id": "a", "task": "t", "query": "q", "calls": [{"name": "f"}]}', r"must be a list\[Call\] | None"),
     ],

@@ -12,7 +12,7 @@ from ttsi_jax.runs.directory import config_differences
 from ttsi_jax.runs.gate_report import GateReport, gate_report
 from ttsi_jax.runs.groups import Group, Run, group_runs, notes
 from ttsi_jax.runs.paper import Beside, beside
-from ttsi_jax.runs.record import Record
+from ttsi_jax.runs.record import Record, strict_json
 from ttsi_jax.runs.statistics import Array, Changes, Interval
 from ttsi_jax.runs.summary import METRICS, base_and_final
 
@@ -79,6 +79,11 @@ def compare(runs: Mapping[str, Run]) -> Comparison:
     contrasts = [_contrast(group, BASE, group, FINAL) for group in groups if _adapts(group)]
     contrasts += [_contrast(groups[0], FINAL, group, FINAL) for group in groups[1:]]
     return Comparison([_compared(group, groups[0]) for group in groups], contrasts, notes(runs))
+
+
+def to_json(comparison: Comparison) -> str:
+    """All figures as a JSON document; what is not a number is null."""
+    return strict_json(plain(comparison), indent=1) + "\n"
 
 
 def plain(value: Any) -> Any:

@@ -131,9 +131,11 @@ def _is(value: Any, kind: Any) -> bool:
         return isinstance(value, list) and all(_is(item, inner[0]) for item in value)
     if get_origin(kind) is dict:
         return isinstance(value, dict) and all(_is(item, inner[1]) for item in value.values())
-    if kind is bool or not isinstance(value, bool):
-        return isinstance(value, int | float if kind is float else kind)
-    return False
+    if isinstance(value, bool):
+        return kind is bool
+    if isinstance(value, int):
+        return kind in (int, float) and value.bit_length() < 1024  # more is no figure: no float can hold it
+    return isinstance(value, kind)
 
 
 def _name(kind: Any) -> str:
