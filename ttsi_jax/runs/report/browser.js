@@ -60,7 +60,8 @@ class Browser {
   select(position) {
     this.position = Math.min(Math.max(position, 0), this.found.length - 1);
     const record = this.run.records[this.found[this.position]];
-    this.view.replaceChildren(...(record ? inputView(record, this.run).filter(Boolean) : [h("p", { class: "soft" }, "No input is left by this filter and search.")]));
+    const nothing = h("p", { class: "soft" }, "No input is left by this filter and search.");
+    this.view.replaceChildren(...(record ? inputView(record, this.run).filter(Boolean) : [nothing]));
     this.view.scrollTop = 0;
     const top = this.position * ROW;
     if (top < this.list.scrollTop) this.list.scrollTop = top;
@@ -79,10 +80,13 @@ class Browser {
 
   row(position) {
     const record = this.run.records[this.found[position]];
+    const query = typeof record.query === "string" ? record.query : text(record.query.at(-1)?.content);
     const row = h("div", {
-      role: "option", id: `row-${position}`, class: "row", "data-position": position, "aria-selected": String(position === this.position),
-      "aria-posinset": position + 1, "aria-setsize": this.found.length,
-    }, h("div", { class: "id" }, h("span", {}, record.id), badges(record.tags.slice(0, 1))), h("div", { class: "query" }, typeof record.query === "string" ? record.query : text(record.query.at(-1)?.content)));
+      role: "option", id: `row-${position}`, class: "row", "data-position": position,
+      "aria-selected": String(position === this.position), "aria-posinset": position + 1, "aria-setsize": this.found.length,
+    },
+    h("div", { class: "id" }, h("span", {}, record.id), badges(record.tags.slice(0, 1))),
+    h("div", { class: "query" }, query));
     row.style.top = `${position * ROW}px`;
     return row;
   }

@@ -29,7 +29,8 @@ function chart({ title, x, y, lines, verticals = [], height = HEIGHT }) {
       s("line", { class: "grid", x1: LEFT, x2: WIDTH - RIGHT, y1: up.at(mark), y2: up.at(mark) }),
       s("text", { class: "tick", x: LEFT - 7, y: up.at(mark) + 3.5, "text-anchor": "end" }, y.format(mark)),
     ]).flat(),
-    across.marks.map((mark) => s("text", { class: "tick", x: across.at(mark), y: height - BOTTOM + 16, "text-anchor": "middle" }, x.format(mark))),
+    across.marks.map((mark) =>
+      s("text", { class: "tick", x: across.at(mark), y: height - BOTTOM + 16, "text-anchor": "middle" }, x.format(mark))),
     s("text", { class: "axis", x: (LEFT + WIDTH - RIGHT) / 2, y: height - 4, "text-anchor": "middle" }, x.label),
     verticals.map(({ at, name }) => [
       s("line", { class: "vertical", x1: across.at(at), x2: across.at(at), y1: TOP, y2: height - BOTTOM }),
@@ -64,7 +65,10 @@ function gateCharts(gate) {
       y: { ...SHARE, label: "its function is right; bins of equal mass" },
       lines: [
         { name: "calibrated", points: [[0, 0], [1, 1]], style: "reference" },
-        { name: "measured", points: confidence.map((x, i) => [x, accuracy[i]]), style: "series-call", dots: size.map((n, i) => `${n} inputs, ${percent(accuracy[i])} right`) },
+        {
+          name: "measured", points: confidence.map((x, i) => [x, accuracy[i]]), style: "series-call",
+          dots: size.map((n, i) => `${n} inputs, ${percent(accuracy[i])} right`),
+        },
       ],
     }));
   }

@@ -47,7 +47,8 @@ function candidates(record) {
 
 function bar(share) {
   return s("svg", { viewBox: "0 0 140 8", class: "bar", "aria-hidden": "true" },
-    s("rect", { class: "scale", width: 140, height: 8, rx: 2 }), s("rect", { class: "share", width: 140 * Math.min(Math.max(share, 0), 1), height: 8, rx: 2 }));
+    s("rect", { class: "scale", width: 140, height: 8, rx: 2 }),
+    s("rect", { class: "share", width: 140 * Math.min(Math.max(share, 0), 1), height: 8, rx: 2 }));
 }
 
 /** Where the margin lies between 0 and 1, and where the threshold. */
@@ -116,7 +117,8 @@ function answer(heading, content, raw, correct) {
 function seconds(record) {
   const stages = Object.entries(record.seconds);
   const tokens = Object.entries(record.tokens).map(([stage, count]) => `${stage.replace("_", " ")} ${count} tokens`);
-  return stages.length ? h("p", {}, [...stages.map(([stage, value]) => `${stage.replace("_", " ")} ${number(value)}`), ...tokens].join(" · ")) : null;
+  const taken = stages.map(([stage, value]) => `${stage.replace("_", " ")} ${number(value)}`);
+  return stages.length ? h("p", {}, [...taken, ...tokens].join(" · ")) : null;
 }
 
 /** All that one may search an input for. */
