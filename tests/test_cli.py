@@ -263,8 +263,12 @@ def test_compare_and_report(model, capsys):
     for method in ("base", "tt-si"):
         run(model, "--method", method, "--out", method)
     capsys.readouterr()
-    assert main(["compare", "base", "tt-si"]) == 0
+    assert main(["compare", "base", "tt-si", "--json", "figures.json"]) == 0
     out, err = capsys.readouterr()
+    assert {group["group"]["name"] for group in json.loads(Path("figures.json").read_text())["groups"]} == {
+        "base",
+        "tt-si",
+    }
     assert "base" in out and "tt-si" in out and "call" in out and err == ""
     assert main(["report", "base", "tt-si", "--out", "report.html"]) == 0
     assert "report: report.html" in capsys.readouterr().err

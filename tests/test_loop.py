@@ -88,7 +88,9 @@ def test_every_input_has_a_complete_record_in_its_place(kind):
         assert "<|im_end|>" not in to_json(record), "stops are no text"
         base_stages = {"score", "answer"} if method == "base" else {"score", "base_answer", "synthesize"}
         assert base_stages <= record.seconds.keys() and all(value > 0 for value in record.seconds.values())
+        assert record.tokens.keys() == record.seconds.keys() and record.tokens["score"] >= record.n_prompt_tokens
         if record.adapted:
+            assert record.tokens["adapt"] > 3 * record.n_prompt_tokens
             assert record.seconds.keys() == base_stages | {"adapt", "answer"}
             assert record.calls == record.adapted_calls and record.text_adapted is not None
             assert sum(pair["accepted"] for pair in record.synthetic) == 1 and record.reason is None

@@ -65,7 +65,14 @@ class Algorithm:
     def read(self, draft: Draft, stage: str, row: Row) -> Wanting:
         """The candidates' scores [N] after a row's prompt, and the prompt for decoding."""
         log_likelihoods, prompt = yield Score(draft, stage, row)
+        draft.count(stage, len(row.prefix) + len(row.suffix))
         return self.scores(draft, log_likelihoods), prompt
+
+    def decode(self, draft: Draft, stage: str, work: Work) -> Wanting:
+        """What the model said."""
+        said: Said = yield Decode(draft, stage, work)
+        draft.count(stage, said.n_tokens)
+        return said
 
     def scores(self, draft: Draft, log_likelihoods: np.ndarray) -> np.ndarray:
         if self.config.gate.score == "sum":
@@ -111,7 +118,7 @@ class Algorithm:
     ) -> Wanting:
         """An answer with this tool (None where a logit was not finite), and whether a part of it was cut."""
         script = answerer.script(self.encoder, tool, self.config.answer)
-        said: Said = yield Decode(draft, stage, Work(prompt, script, sampling))
+        said = yield from self.decode(draft, stage, Work(prompt, script, sampling))
         return answerer.text(tool, said.texts) if said.finite else None, said.cut
 
     # G
@@ -142,7 +149,7 @@ class Algorithm:
             slot = Slot(LINE, limit=settings.max_tokens)
         _, prompt = yield from self.read(draft, "synthesize", draft.row(draft.request, SYNTHESIS, attempt))
         work = Work(prompt, [slot], Sampling(settings.temperature, settings.top_p))
-        said: Said = yield Decode(draft, "synthesize", work)
+        said = yield from self.decode(draft, "synthesize", work)
         if not said.finite:
             return Synthetic("", (), NOT_FINITE)
         pair = synthesizer.read(said.texts[0])
@@ -254,5 +261,7 @@ class Algorithm:
         """The losses of an input's steps, its candidates' scores with the adapter, and the prompt for decoding."""
         row = self.answer_row(draft)._replace(key=draft.key_for(ADAPTATION))
         losses, log_likelihoods, prompt = yield Adapt(draft, "adapt", row)
-        n_steps = self.config.adapt.epochs * len(draft.pairs)
-        return losses[:n_steps], self.scores(draft, log_likelihoods), prompt
+        epochs, n_prefix = self.config.adapt.epochs, len(draft.prefix)
+        trained = epochs * sum(n_prefix + len(pair.prompt) + len(pair.answer) for pair in draft.pairs)
+        draft.count("adapt", trained + n_prefix + len(row.suffix))
+        return losses[: epochs * len(draft.pairs)], self.scores(draft, log_likelihoods), prompt

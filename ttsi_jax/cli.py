@@ -59,13 +59,18 @@ class Run(RunConfig):
 
 @dataclass(frozen=True)
 class Compare:
-    """Compare runs: accuracies side by side, and what each later run fixed and broke against the first.
+    """Compare runs: accuracies, what was fixed and broken and why, costs, and how good the gate is.
+
+    Runs that differ in --seed alone are taken together. Each is held against its own base, the later ones also against
+    the first.
 
     Attributes:
         runs: run directories.
+        json: a file to write all figures into.
     """
 
     runs: Annotated[tuple[Path, ...], tyro.conf.Positional]
+    json: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -161,22 +166,23 @@ def run(args: Run) -> int:
 
 
 def compare(args: Compare) -> int:
-    from ttsi_jax.runs.compare import load_runs
-    from ttsi_jax.runs.table import comparison_table
+    from ttsi_jax.runs import compare, comparison_tables, groups, table
 
-    output.print(comparison_table(load_runs(args.runs)))
+    comparison = compare.compare(groups.load_runs(args.runs))
+    for note in comparison.notes:
+        _say(f"note: {note}")
+    for rows in comparison_tables.comparison_tables(comparison):
+        output.print(table.rendered(rows), "")
+    if args.json is not None:
+        _write(args.json, compare.to_json(comparison))
     return DONE
 
 
 def report(args: Report) -> int:
-    from ttsi_jax.runs.compare import load_runs
+    from ttsi_jax.runs.groups import load_runs
     from ttsi_jax.runs.report import render_report
 
-    text = render_report(load_runs(args.runs))
-    try:
-        args.out.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise InputError(f"{args.out}: cannot be written: {error.strerror}") from None
+    _write(args.out, render_report(load_runs(args.runs)))
     _say(f"report: {args.out}")
     return DONE
 
@@ -237,6 +243,13 @@ def main(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         _say("interrupted")
         return INTERRUPTED
+
+
+def _write(path: Path, text: str) -> None:
+    try:
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise InputError(f"{path}: cannot be written: {error.strerror}") from None
 
 
 def _told(error: OSError) -> str:

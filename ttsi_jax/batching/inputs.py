@@ -55,6 +55,10 @@ class Draft:
         """Sets fields of the record."""
         self.record = replace(self.record, **values)
 
+    def count(self, stage: str, n_tokens: int) -> None:
+        """Adds to the record's tokens of a stage."""
+        self.note(tokens={**self.record.tokens, stage: self.record.tokens.get(stage, 0) + n_tokens})
+
     def tool(self, name: str | None) -> Tool:
         return next(tool for tool in self.example.tools if tool.name == name)
 

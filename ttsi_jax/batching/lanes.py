@@ -65,6 +65,7 @@ class Said(NamedTuple):
     texts: list[str]  # of each free slot in its script, in order
     cut: bool  # whether a slot ended at its limit, or had no room, and not where the model ended it
     finite: bool  # whether all logits were: else the texts mean nothing
+    n_tokens: int  # forced ones included
 
 
 class Lanes:
@@ -149,4 +150,4 @@ class Lanes:
         texts = free_texts(self.model.tokenizer, self._special, slots, ids, closing, kinds)
         ended = closing[kinds != FORCED] >= 0
         wanted = sum(slot.kind != FORCED for slot in work.script)
-        return Said(texts, len(texts) < wanted or not ended.all(), bool(row.finite))
+        return Said(texts, len(texts) < wanted or not ended.all(), bool(row.finite), int(np.sum(slots >= 0)))
