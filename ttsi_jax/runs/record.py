@@ -40,7 +40,7 @@ class Record:
     `uncertainty` is the gate's certainty: 1 is sure, and below tau the input is uncertain. `log_likelihoods` are means
     over tokens where the run asked for that.
     `seconds` holds the seconds that this input took per stage: score, synthesize, adapt, answer; `tokens` the tokens
-    that it had the model read (a cached prefix as well), train on and write there. `fingerprint` is equal in duplicates,
+    that it had the model read (cached prefixes too), train on and write there. `fingerprint` is equal in duplicates,
     and `unmatchable` says why no answer can be right. `calls` is None for an answer that cannot be read as calls; where
     none is right and it is in words, it counts as correct all the same.
     """
