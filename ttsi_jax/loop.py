@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from dataclasses import asdict
 from functools import partial
@@ -162,7 +162,9 @@ class Loop:
             left.sort(key=lambda draft: places[draft.shape])
         self.algorithm.reached, self.algorithm.done = Counter(score=len(left)), Counter()
         self.seconds_since_lap()
-        for _, alike in groupby(left, SHAPE):
+        queue = deque(left)
+        del drafts, left  # what is finished is let go
+        for _, alike in groupby((queue.popleft() for _ in range(len(queue))), SHAPE):
             for ended in Schedule(self.waves, self.adapt, self.charge).run(map(self.algorithm.improve, alike)):
                 yield from ended
                 self.report()

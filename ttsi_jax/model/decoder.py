@@ -239,17 +239,17 @@ def run_layers(
         layer_past = [(cache.keys[index], cache.values[index]) for cache in past]
         layer_adapter = {} if adapter is None else adapter.get(index, {})
         x, (k, v), inputs[index] = _layer(
-            *nnx.split(layer), x, rotations[local], visible[local], layer_past, layer_adapter, scale=scale, remat=remat
+            *nnx.split(layer), x, rotations[local], visible[local], layer_past, layer_adapter, scale, remat=remat
         )
         keys.append(k)
         values.append(v)
     return model.final_norm(x), Cache(tuple(keys), tuple(values), tokens.positions, tokens.segments), inputs
 
 
-@partial(jax.jit, static_argnames=("graph", "scale", "remat"))
-def _layer(graph: Any, weights: Any, *arguments: Any, scale: float, remat: bool) -> Any:
+@partial(jax.jit, static_argnames=("graph", "remat"))
+def _layer(graph: Any, weights: Any, *arguments: Any, remat: bool) -> Any:
     """One layer; as a jitted function it is traced once for all layers of the same kind."""
-    call = lambda weights, *arguments: nnx.merge(graph, weights)(*arguments, scale)  # noqa: E731
+    call = lambda weights, *arguments: nnx.merge(graph, weights)(*arguments)  # noqa: E731
     return (jax.checkpoint(call) if remat else call)(weights, *arguments)
 
 
