@@ -185,6 +185,7 @@ class Loop:
         assign_shapes(drafts, self.config.wave)
 
         queues = Queues([draft for draft in drafts if draft.example.id not in finished], [], [])
+        del drafts  # what is held of an input goes at its end
         while wave := next_wave(queues.score, SHAPE, self.config.wave, last=True):
             prompts = self.score(wave)
             chosen, others = self.chosen(wave)
