@@ -1,9 +1,9 @@
 """Takes the same inputs through the loop again: in other orders, processes and waves, and beside more devices.
 
 With a small random model in float32 at the highest matmul precision. Records must be equal bit for bit, their seconds
-aside, where the order, the process or the devices change. In waves of another size floats may differ by 1e-4, and
-anything else only where a recorded decision, the pick or the gate, was within 1e-3 of going the other way; these
-near-ties are counted. Some inputs must adapt and another seed must change something, or the comparison would see
+aside, where the order or the process changes. In waves of another size, and beside more devices (a run computes on the
+first one, but XLA cuts work for the CPU by their number), floats may differ by 1e-4, and anything else only where a
+recorded decision, the pick or the gate, was within 1e-3 of going the other way; these near-ties are counted. Some inputs must adapt and another seed must change something, or the comparison would see
 nothing. Exits with 1 otherwise.
 
     python scripts/check_determinism.py            # 56 inputs
@@ -36,7 +36,10 @@ from ttsi_jax.runs.directory import read_records  # noqa: E402
 
 TOLERANCE, NEAR_TIE = 1e-4, 1e-3
 FLOATS = {"log_likelihoods", "probabilities", "uncertainty", "losses"}
-FORMS = {"keys": ("suffix", 1.1), "free": ("all", 0.95)}  # of answers -> adapter's scope, tau (1.1: all are uncertain)
+FORMS = {  # of answers -> what the adapter acts on, which inputs adapt: all, or those that are certain
+    "keys": ("suffix", ttsi.GateConfig(tau=1.1)),
+    "free": ("all", ttsi.GateConfig(tau=0.95, select="certain")),
+}
 Records = dict[str, ttsi.Record]
 
 
@@ -50,8 +53,8 @@ class Difference(NamedTuple):
 
 
 def records(form: str, inputs: list[ttsi.Example], out: str | None = None, **changes: Any) -> Records:
-    scope, tau = FORMS[form]
-    config = settings(form, scope, gate=ttsi.GateConfig(tau=tau), **changes)
+    scope, gate = FORMS[form]
+    config = settings(form, scope, gate=gate, **changes)
     return untimed(ttsi.run(tiny_model(), task_of(*inputs), config, out=out).records)
 
 
@@ -96,7 +99,7 @@ def nearness(record: ttsi.Record, tau: float) -> float:
 
 def check(form: str, n: int, waves: tuple[int, ...]) -> int:
     """Compares all runs of one form; returns how many are wrong."""
-    inputs, (scope, tau) = numbered(n), FORMS[form]
+    inputs, (scope, gate) = numbered(n), FORMS[form]
     expected = records(form, inputs)
     adapted = sum(record.adapted for record in expected.values())
     print(f"\n{n} inputs in waves of 4, answers '{form}', scope '{scope}', {adapted} adapted; against them:")
@@ -104,7 +107,7 @@ def check(form: str, n: int, waves: tuple[int, ...]) -> int:
 
     def compare(name: str, found: Records, exact: bool) -> None:
         nonlocal wrong
-        differs = difference(found, expected, tau)
+        differs = difference(found, expected, gate.tau)
         good = differs.identical == n if exact else differs.largest <= TOLERANCE
         good &= differs.discrete == differs.near_ties and found.keys() == expected.keys()
         wrong += not good
@@ -119,10 +122,10 @@ def check(form: str, n: int, waves: tuple[int, ...]) -> int:
     compare("shuffled", records(form, random.Random(0).sample(inputs, n)), exact=True)
     for devices in (1, 2, 4):
         name = f"another process, {devices} device{'s' * (devices > 1)}"
-        compare(name, in_another_process(form, n, devices), exact=True)
+        compare(name, in_another_process(form, n, devices), exact=devices == 1)
     for wave in waves:
         compare(f"waves of {wave}", records(form, inputs, wave=wave), exact=False)
-    other = difference(records(form, inputs, seed=1), expected, tau)
+    other = difference(records(form, inputs, seed=1), expected, gate.tau)
     wrong += not other.discrete
     print(f"  {'another seed':26} {other.identical:3} records identical, {other.discrete} other decisions")
     return wrong
