@@ -3,8 +3,8 @@
 With a small random model in float32 at the highest matmul precision. Records must be equal bit for bit, their seconds
 aside, where the order or the process changes. In waves of another size, and beside more devices (a run computes on the
 first one, but XLA cuts work for the CPU by their number), floats may differ by 1e-4, and anything else only where a
-recorded decision, the pick or the gate, was within 1e-3 of going the other way; these near-ties are counted. Some inputs must adapt and another seed must change something, or the comparison would see
-nothing. Exits with 1 otherwise.
+recorded decision, the pick or the gate, was within 1e-3 of going the other way; these near-ties are counted. Some
+inputs must adapt and another seed must change something, or the comparison would see nothing. Exits with 1 otherwise.
 
     python scripts/check_determinism.py            # 56 inputs
     python scripts/check_determinism.py --quick    # 14
