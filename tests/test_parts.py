@@ -118,7 +118,9 @@ def remembering(adapter, n_steps):
 def test_recorded_pairs_give_the_same_training(usual):
     again = run(MODEL, FOUR, settings(), synthesizer=recorded(usual)).records
     for one, two in zip(usual, again, strict=True):
-        assert (one.losses, one.calls) == (two.losses, two.calls)
+        # Without prompts for writing pairs, sequences are padded to another length: the same but for rounding.
+        np.testing.assert_allclose(one.losses, two.losses, rtol=1e-5)
+        assert one.calls == two.calls
         assert [pair for pair in one.synthetic if pair["accepted"]] == two.synthetic
 
 

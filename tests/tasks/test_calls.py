@@ -176,6 +176,7 @@ HOSTILE = {
     "minus": "f(a=" + "-" * 19_000 + "1)",
     "sums": "f(a=" + "1+" * 9_000 + "1)",
     "powers": "f(a=" + "1**" * 6_000 + "1)",
+    "some attributes": "a" + ".b" * 60 + "()",
     "attributes": "a" + ".b" * 9_900 + "()",
     "called calls": "f" + "()" * 9_900,
     "digits": "f(a=" + "9" * 19_000 + ")",

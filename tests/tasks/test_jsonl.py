@@ -51,7 +51,7 @@ BAD_LINES = [
     (b'{"query": NaN}', "NaN is not a JSON value"),
     (b'{"query": "\\ud800"}', "surrogate"),
     (b'{"query": ' + b"9" * 9000 + b"}", "out of range"),
-    (b'{"query": ' + b"[" * 9000, "nested"),
+    (b'{"query": ' + b"[" * 9000 + b"]" * 9000 + b"}", "nested"),
     (b"[]", "not an object"),
     (b'"text"', "not an object"),
     (b"null", "not an object"),

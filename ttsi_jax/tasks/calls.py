@@ -161,6 +161,8 @@ def _dotted_name(node: ast.expr) -> str:
     while isinstance(node, ast.Attribute):
         parts.append(node.attr)
         node = node.value
+        if len(parts) > strict_json.MAX_DEPTH:  # how deep Python itself reads differs between its versions
+            raise CallSyntaxError(f"nested more than {strict_json.MAX_DEPTH} levels deep")
     if not isinstance(node, ast.Name):
         raise CallSyntaxError("the function is not given by its name")
     return ".".join([node.id, *reversed(parts)])
