@@ -59,33 +59,32 @@ def stages(side: JaxSide, inputs: list, costs: Costs, part: int) -> dict[str, tu
     work, rows, n = side.work, side.rows(inputs), len(inputs)
     prompt, packed = work.prefix + work.suffix, work.candidates * (work.name - 1)
     _, prompts = side.read(rows, inputs)  # keeps the prefixes' caches
-    adapted, _ = side.train(rows, inputs, "suffix")
-    _, adapted_prompts = side.read(rows, inputs, adapted)
+    *_, adapted = side.train(rows, inputs, "suffix")
     own, past = work.suffix, work.prefix
+    again = {  # training ends with a reading of the prompt
+        "suffix": costs.read(n, own + packed, past, packed + 1, adapted=True),
+        "all": costs.read(part, prompt + packed, 0, packed + 1, adapted=True),
+    }
     return {
         "score after the prefix": (
             lambda: side.read(rows, inputs),
             costs.read(n, own + packed, past, packed + 1),
         ),
-        "score after the prefix, adapted": (
-            lambda: side.read(rows, inputs, adapted),
-            costs.read(n, own + packed, past, packed + 1, adapted=True),
-        ),
         "decode": (
-            lambda: side.decode(rows, prompts, work.answer),
+            lambda: side.decode(prompts, work.answer),
             costs.decode(n, work.answer, prompt),
         ),
         "decode, adapted": (
-            lambda: side.decode(rows, adapted_prompts, work.answer, adapted),
+            lambda: side.decode(adapted, work.answer),
             costs.decode(n, work.answer, prompt, adapted=True),
         ),
         "train, suffix": (
             lambda: side.train(rows, inputs, "suffix"),
-            costs.train(n, own, past, work.trained, work.steps),
+            costs.train(n, own, past, work.trained, work.steps) + again["suffix"],
         ),
         "train, all": (
             lambda: side.train(rows[:part], inputs[:part], "all"),
-            costs.train(part, prompt, 0, work.trained, work.steps),
+            costs.train(part, prompt, 0, work.trained, work.steps) + again["all"],
         ),
     }
 

@@ -13,6 +13,7 @@ both in scope `all`: XLA counts a loop's body once, so a step is measured and no
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -164,16 +165,24 @@ def measure(lab: Lab, model: ttsi.LanguageModel, task: ttsi.Task, rule: str, los
     )
 
 
-def table(results: Sequence[Measured], n: int) -> Table:
-    shown = Table(title=f"{n} inputs; loss: mean over those that adapted, before the first and before the last step")
-    for name in ("rule and loss", "loss", "adapted", "gain", "broke", "s/input", "GFLOP", "MiB", "compile s"):
-        shown.add_column(name, justify="left" if name == "rule and loss" else "right", no_wrap=True)
+def tables(results: Sequence[Measured], n: int) -> list[Table]:
+    """What training did, and what it cost; each fits 80 columns."""
+    learned = _table(f"{n} inputs; mean loss before the first and the last step", "loss", "adapted", "gain", "broke")
+    cost = _table("Cost of an input, of one step of it, and compiling", "s/input", "GFLOP", "MiB", "compile s")
     for own in results:
+        name = f"{own.rule}, {own.loss}"
         curve = f"{own.curve[0]:.3f} → {own.curve[-1]:.3f}" if own.curve else "–"
-        shown.add_row(
-            f"{own.rule}, {own.loss}", curve, str(own.adapted), f"{own.gain:+d}", str(own.broke), f"{own.seconds:.2f}",
-            f"{own.flops / 1e9:.1f}", f"{own.memory / 2**20:.0f}", f"{own.compile_seconds:.0f}",
-        )  # fmt: skip
+        learned.add_row(name, curve, str(own.adapted), f"{own.gain:+d}", str(own.broke))
+        sizes = f"{own.flops / 1e9:.1f}", f"{own.memory / 2**20:.0f}"
+        cost.add_row(name, f"{own.seconds:.2f}", *sizes, f"{own.compile_seconds:.0f}")
+    return [learned, cost]
+
+
+def _table(title: str, *figures: str) -> Table:
+    shown = Table(title=title)
+    shown.add_column("rule, loss", overflow="fold")
+    for name in figures:
+        shown.add_column(name, justify="right", no_wrap=True)
     return shown
 
 
@@ -197,6 +206,7 @@ def plot(results: Sequence[Measured], path: Path) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
+    sys.path.append(os.getcwd())  # where a user's own rules and losses lie, as for `ttsi-jax`
     lab = tyro.cli(Lab, args=arguments)
     console = Console()
     combinations = [(rule, loss) for loss in lab.losses for rule in lab.rules]
@@ -213,7 +223,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     for rule, loss in combinations:
         results.append(measure(lab, model, task, rule, loss, source))
         console.print(f"{rule} with {loss}: {len(results)} of {len(combinations)}", highlight=False)
-    console.print(table(results, len(task.examples)))
+    for shown in tables(results, len(task.examples)):
+        console.print(shown)
     if lab.plot:
         plot(results, lab.plot)
     if lab.json:

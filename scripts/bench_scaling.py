@@ -51,7 +51,7 @@ from ttsi_jax.uncertainty import GateConfig
 from workload import Clock, Input, JaxSide, Work, load, make_inputs, random_model
 
 PLAIN = ("score", "base answer")
-UNCERTAIN = ("score", "synthesize", "train suffix", "read suffix", "decode suffix")
+UNCERTAIN = ("score", "synthesize", "train suffix", "decode suffix")
 CHAT = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
     "<|im_start|>assistant\n"
@@ -216,7 +216,7 @@ def _plain(side: JaxSide, wave: Sequence[Input]) -> dict[str, float]:
     with clock("score"):
         _, prompts = side.read(rows, wave)
     with clock("base answer"):
-        side.decode(rows, prompts, side.work.answer)
+        side.decode(prompts, side.work.answer)
     return {name: seconds / len(wave) for name, seconds in clock.seconds.items()}
 
 

@@ -100,7 +100,7 @@ class Costs:
         costs = {"score": prefix + self.read(rows, own, work.prefix, projected), "synthesize": written}
         answer = self.decode(rows, work.answer - 1, prompt, adapted=True)
         for scope, past in (("all", 0), ("suffix", work.prefix)):
-            costs[f"train {scope}"] = self.train(rows, prompt - past, past, work.trained, work.steps)
-            costs[f"read {scope}"] = self.read(rows, prompt + packed - past, past, projected, adapted=True)
+            read = self.read(rows, prompt + packed - past, past, projected, adapted=True)
+            costs[f"train {scope}"] = self.train(rows, prompt - past, past, work.trained, work.steps) + read
             costs[f"decode {scope}"] = answer
         return costs

@@ -30,7 +30,7 @@ from rich.table import Table
 import ttsi_jax as ttsi
 from ttsi_jax.adaptation import adapt_wave, init_wave
 from ttsi_jax.model.decoder import tokens_after
-from ttsi_jax.model.generation import Sampling, Script, SlotTables, decode_wave
+from ttsi_jax.model.generation import Arrivals, Rows, Sampling, Script, SlotTables, decode_wave, nothing_decoding
 from ttsi_jax.model.scoring import Candidates, prefill_wave, score_wave
 from ttsi_jax.rules.interface import Batch
 
@@ -79,7 +79,9 @@ def programs(model: ttsi.LanguageModel, s: Settings) -> dict[str, tuple[Any, tup
     script = Script(free, 0 * free, s.decoded * free, free[:, 0])
     anything = jnp.ones((1, config.vocab_size), bool)
     tables = SlotTables(jnp.zeros((1, config.vocab_size), jnp.int8), anything, anything)
-    decoding = (config, params, prompted, script, tables, keys, Sampling(jnp.float32(0), jnp.float32(1)), past)
+    rows, everyone, n = Rows(prompted, past), jnp.arange(s.inputs), jnp.int32(s.inputs)
+    lanes, greedy = nothing_decoding(rows, s.decoded, 1), Sampling(jnp.zeros(s.inputs), jnp.ones(s.inputs))
+    decoding = (config, params, lanes, Arrivals(rows, everyone, everyone, n), script, tables, keys, greedy, n)
     index = s.suffix // 2 + jnp.tile(jnp.arange(s.suffix // 2 - 1), (s.inputs, 1))
     labels = jnp.take_along_axis(ids[:, s.prefix :], index + 1, axis=1)
     batch = Batch(prompts, index, labels, jnp.ones(index.shape))
@@ -91,7 +93,7 @@ def programs(model: ttsi.LanguageModel, s: Settings) -> dict[str, tuple[Any, tup
     return {
         "prefill": (prefill_wave, (config, params, *prefixes), {}),
         "score": (score_wave, scoring, {}),
-        "decode": (decode_wave, decoding, {"n_steps": s.decoded}),
+        "decode": (decode_wave, decoding, {}),
         "adapt": (adapt_wave, training, {"max_steps": s.steps, "scale": lora.scale, "chunk": s.inputs}),
     }
 

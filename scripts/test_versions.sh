@@ -1,6 +1,8 @@
 #!/usr/bin/env bash
 # The tests on an old and on a new Python: 3.11 with the locked versions (jax 0.10.2), then 3.12 or newer with the newest
-# jax and flax. `--fast` runs on the new one alone the part that compiles little; CI does that after scripts/test.sh.
+# jax and flax. Other arguments go to pytest.
+#   --fast      on the new one alone, the part that compiles little; CI does that after scripts/test.sh
+#   --optional  an interpreter that is not there is told and skipped; without it, that ends with 2
 # OLD_PYTHON and NEW_PYTHON name the interpreters, where they are not on the path or under pyenv.
 set -euo pipefail
 source "$(dirname "$0")/environment.sh"
@@ -28,14 +30,26 @@ tests_on() { # environment, interpreter, pytest's arguments
     "$python" -m pytest -m "not torch" "$@"
 }
 
+missing() { # what, the variable that names it
+    echo "no $1 here, on the path or under pyenv: name one in $2" >&2
+    [ -n "$optional" ] || exit 2
+    echo "skipped: the tests on $1"
+}
+
+fast="" optional=""
+while [[ "${1:-}" == --fast || "${1:-}" == --optional ]]; do
+    [ "$1" = --fast ] && fast=yes || optional=yes
+    shift
+done
 old="${OLD_PYTHON:-$(interpreter 3.11)}"
 new="${NEW_PYTHON:-$(interpreter 3.13 3.12)}"
-if [ "${1:-}" = --fast ]; then
-    [ -n "$new" ] || { echo "skipped: no Python 3.12 or 3.13 here (name one in NEW_PYTHON)"; exit 0; }
-    tests_on new "$new" "${FAST[@]}"
-    exit
+if [ -z "$fast" ]; then
+    if [ -n "$old" ]; then tests_on test "$old" "$@"; else missing "Python 3.11" OLD_PYTHON; fi
 fi
-[ -n "$old" ] || echo "skipped: no Python 3.11 here (name one in OLD_PYTHON)"
-[ -z "$old" ] || tests_on test "$old" "$@"
-[ -n "$new" ] || { echo "skipped: no Python 3.12 or 3.13 here (name one in NEW_PYTHON)"; exit 0; }
-tests_on new "$new" "$@"
+if [ -z "$new" ]; then
+    missing "Python 3.12 or 3.13" NEW_PYTHON
+elif [ -n "$fast" ]; then
+    tests_on new "$new" "${FAST[@]}" "$@"
+else
+    tests_on new "$new" "$@"
+fi

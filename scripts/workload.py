@@ -19,7 +19,9 @@ from transformers import PreTrainedTokenizerFast
 from ttsi_jax.adaptation import AdaptConfig
 from ttsi_jax.answering import TEXT, Slot
 from ttsi_jax.batching.inputs import PREFIX_STEP, SUFFIX_STEP, example_key
-from ttsi_jax.batching.waves import BASE, Adapted, Ids, Pair, Row, Shape, Waves
+from ttsi_jax.batching.lanes import Prompt
+from ttsi_jax.batching.lanes import Work as Decode
+from ttsi_jax.batching.waves import Ids, Pair, Row, Shape, Waves
 from ttsi_jax.checkpoints import LanguageModel, load_model
 from ttsi_jax.checkpoints.config import from_hf
 from ttsi_jax.errors import InputError
@@ -228,19 +230,22 @@ class JaxSide:
     def config(self, scope: str) -> AdaptConfig:
         return AdaptConfig(scope=scope, epochs=self.work.steps, lr=self.work.lr)  # type: ignore[arg-type]
 
-    def read(self, rows: list[Row], inputs: Sequence[Input], adapted: Adapted = BASE) -> tuple[list[np.ndarray], Any]:
-        return jax.block_until_ready(self.waves.score(rows, [one.names for one in inputs], adapted))
+    def read(self, rows: list[Row], inputs: Sequence[Input]) -> tuple[list[np.ndarray], list[Prompt]]:
+        return jax.block_until_ready(self.waves.score(rows, [one.names for one in inputs]))
 
-    def decode(self, rows: list[Row], prompts: Any, n_tokens: int, adapted: Adapted = BASE) -> list[list[int]]:
-        script = [Slot(TEXT, limit=n_tokens)]
-        said = self.waves.decode(rows, prompts, [script] * len(rows), adapted=adapted)
+    def decode(self, prompts: Sequence[Prompt], n_tokens: int) -> list[list[int]]:
+        """What each row says after its prompt, with the adapter that it was read with."""
+        said = self.waves.decode([Decode(prompt, [Slot(TEXT, limit=n_tokens)]) for prompt in prompts])
         return [[int(word) for word in own.texts[0].split()] for own in said]
 
-    def train(self, rows: list[Row], inputs: Sequence[Input], scope: str) -> tuple[Adapted, np.ndarray]:
-        pairs = [[one.pair] for one in inputs]
+    def train(self, rows: list[Row], inputs: Sequence[Input], scope: str) -> tuple[np.ndarray, list, list[Prompt]]:
+        """Trains and reads the rows with what was learned: losses [E, steps], scores, prompts."""
         return jax.block_until_ready(
-            self.waves.adapt(rows, pairs, 1, self.rule, answer_cross_entropy, self.config(scope))
-        )
+            self.waves.adapt(
+                rows, [[one.pair] for one in inputs], [one.names for one in inputs], max_pairs=1, rule=self.rule,
+                loss=answer_cross_entropy, config=self.config(scope),
+            )
+        )  # fmt: skip
 
     def improve(self, inputs: Sequence[Input], clock: Clock, scopes: Sequence[str] = ("all", "suffix")) -> Found:
         """Takes a wave through all stages; returns what the first input found, in the first scope."""
@@ -249,21 +254,19 @@ class JaxSide:
             scores, _ = self.read(rows, inputs)
         with clock("synthesize"):
             _, prompts = self.read(writing, inputs)
-            synthesis = self.decode(writing, prompts, work.synthesis)
+            synthesis = self.decode(prompts, work.synthesis)
         found = []
         for scope in scopes:
             with clock(f"train {scope}"):
-                adapted, losses = self.train(rows, inputs, scope)
-            with clock(f"read {scope}"):
-                adapted_scores, prompts = self.read(rows, inputs, adapted)
+                losses, adapted_scores, prompts = self.train(rows, inputs, scope)
             with clock(f"decode {scope}"):
-                answers = self.decode(rows, prompts, work.answer, adapted)
+                answers = self.decode(prompts, work.answer)
             own = scores[0].tolist(), losses[0].tolist(), adapted_scores[0].tolist()
-            found.append(Found(own[0], own[1], own[2], synthesis[0], answers[0]))
+            found.append(Found(*own, synthesis[0], answers[0]))
         return found[0]
 
     def answer(self, inputs: Sequence[Input]) -> None:
         """Scores the candidates of a wave and answers, with the base."""
         rows = self.rows(inputs)
         _, prompts = self.read(rows, inputs)
-        self.decode(rows, prompts, self.work.answer)
+        self.decode(prompts, self.work.answer)

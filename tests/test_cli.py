@@ -94,12 +94,33 @@ def test_names_of_directories(model, task, words):
     assert cli.Run(model=model, task=task, out=Path("x")).directory() == Path("x")
 
 
-def test_broken_lines_are_left_out_and_named(model, capsys):
+def test_broken_lines_fail_by_their_numbers_and_the_rest_runs(model, capsys):
     Path("mine.jsonl").write_text("\n".join(["{", line(EXAMPLES[0]), '{"query": "a"}', line(EXAMPLES[1])]))
-    assert run(model, "--method", "base", "--out", "run") == cli.SOME_FAILED == 1
-    err = capsys.readouterr().err
-    assert "left out: mine.jsonl:1: not valid JSON" in err and "left out: mine.jsonl:3: " in one_line(err)
-    assert [json.loads(each)["id"] for each in lines("run")] == ["one", "two"]
+    for _ in range(2):  # a resumed run tells of them again
+        assert run(model, "--method", "base", "--out", "run") == cli.SOME_FAILED == 1
+        err = one_line(capsys.readouterr().err)
+        assert "cannot be used: mine.jsonl:1: not valid JSON" in err and "cannot be used: mine.jsonl:3: " in err
+        assert "failed: input 'line-1': mine.jsonl:1: not valid JSON" in err
+        kept = [json.loads(each) for each in lines("run")]
+        assert [record["id"] for record in kept] == ["line-1", "one", "line-3", "two"]
+        assert [record["error"] is None for record in kept] == [False, True, False, True]
+        summary = json.loads(Path("run/summary.json").read_bytes())
+        assert (summary["n"], summary["failed"]) == (4, 2)
+
+
+def test_unmatchable_right_calls_are_counted_and_can_be_left_out(model, capsys):
+    hidden = json.loads(line(EXAMPLES[0])) | {"id": "hidden", "calls": [{"name": "nowhere", "arguments": {}}]}
+    with open("mine.jsonl", "a") as file:
+        file.write("\n" + json.dumps(hidden))
+    labelled = {}
+    for choice in ("keep", "drop"):
+        assert run(model, "--method", "base", "--unmatchable", choice, "--out", choice) == 0
+        summary = json.loads(Path(choice, "summary.json").read_bytes())
+        assert (summary["n"], summary["unmatchable"]) == (4, 1)
+        labelled[choice] = summary["labelled"]["call_accuracy"]
+    assert labelled == {"keep": 4, "drop": 3}
+    assert run(model, "--method", "base", "--unmatchable", "drop", "--out", "keep") == 2
+    assert 'unmatchable: "keep" there, "drop" now' in one_line(capsys.readouterr().err)
 
 
 def test_failed_inputs_are_named(model, capsys):
@@ -192,15 +213,15 @@ INTERRUPTED = """
 import os, signal, sys
 from ttsi_jax import cli, loop
 
-score, waves = loop.Loop.score, []
+score, waves = loop.Waves.score, []
 
-def interrupted(self, wave):
-    waves.append(wave)
+def interrupted(self, rows, *rest):
+    waves.append(rows)
     if len(waves) == 2:
         os.kill(os.getpid(), signal.SIGINT)
-    return score(self, wave)
+    return score(self, rows, *rest)
 
-loop.Loop.score = interrupted
+loop.Waves.score = interrupted
 sys.exit(cli.main(sys.argv[1:]))
 """
 
@@ -242,8 +263,12 @@ def test_compare_and_report(model, capsys):
     for method in ("base", "tt-si"):
         run(model, "--method", method, "--out", method)
     capsys.readouterr()
-    assert main(["compare", "base", "tt-si"]) == 0
+    assert main(["compare", "base", "tt-si", "--json", "figures.json"]) == 0
     out, err = capsys.readouterr()
+    assert {group["group"]["name"] for group in json.loads(Path("figures.json").read_text())["groups"]} == {
+        "base",
+        "tt-si",
+    }
     assert "base" in out and "tt-si" in out and "call" in out and err == ""
     assert main(["report", "base", "tt-si", "--out", "report.html"]) == 0
     assert "report: report.html" in capsys.readouterr().err
@@ -259,6 +284,15 @@ def test_models_and_tasks_are_listed(capsys):
     out, err = capsys.readouterr()
     assert "smollm2-135m-instruct" in one_line(out).replace(" ", "") or "smollm2" in out
     assert "sealtools" in out and "nexusraven" in out and err == ""
+
+
+def test_tasks_are_fetched(capsys, monkeypatch):
+    monkeypatch.setattr("ttsi_jax.tasks.fetch", lambda name, data: f"{data}/{name} is there")
+    assert main(["tasks", "fetch", "sealtools", "apibank", "--data", "here"]) == 0
+    assert capsys.readouterr().err == "here/sealtools is there\nhere/apibank is there\n"
+    assert main(["tasks", "fetch"]) == 2
+    assert "name the tasks to fetch" in capsys.readouterr().err
+    assert main(["tasks", "--data", "nowhere"]) == main(["tasks", "list"]) == 0
 
 
 def test_an_error_of_the_system_is_told(model, capsys, monkeypatch):

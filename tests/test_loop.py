@@ -23,20 +23,21 @@ from tiny_runs import (
     with_template,
 )
 from ttsi_jax import adaptation, loop
-from ttsi_jax.batching.waves import BASE
+from ttsi_jax.batching.waves import adapt_and_score
 from ttsi_jax.loop import Loop, run
 from ttsi_jax.model.generation import decode_wave
 from ttsi_jax.model.scoring import prefill_wave, score_wave
 from ttsi_jax.runs.clock import CompileClock
 from ttsi_jax.runs.record import Record, to_json
 from ttsi_jax.synthesis import REQUEST, SynthesisConfig, Synthesizer, Synthetic
-from ttsi_jax.tasks import Call, Example, GoldCall, Task
+from ttsi_jax.tasks import Call, Example, GoldCall, Task, Tool, normalise_parameters
+from ttsi_jax.uncertainty import gate_wave
 
 MODEL = tiny_model()
 KINDS = [(form, scope, "tt-si") for form in ("keys", "free") for scope in ("suffix", "all")]
 KINDS += [(form, "suffix", "base") for form in ("keys", "free")]
-LABELS = ("gold", "pick_correct_base", "pick_correct", "tool_correct_base", "tool_correct", "call_correct_base",
-          "call_correct")  # fmt: skip
+LABELS = ("gold", "unmatchable", "pick_correct_base", "pick_correct", "tool_correct_base", "tool_correct",
+          "call_correct_base", "call_correct")  # fmt: skip
 
 
 @lru_cache
@@ -87,7 +88,9 @@ def test_every_input_has_a_complete_record_in_its_place(kind):
         assert "<|im_end|>" not in to_json(record), "stops are no text"
         base_stages = {"score", "answer"} if method == "base" else {"score", "base_answer", "synthesize"}
         assert base_stages <= record.seconds.keys() and all(value > 0 for value in record.seconds.values())
+        assert record.tokens.keys() == record.seconds.keys() and record.tokens["score"] >= record.n_prompt_tokens
         if record.adapted:
+            assert record.tokens["adapt"] > 3 * record.n_prompt_tokens
             assert record.seconds.keys() == base_stages | {"adapt", "answer"}
             assert record.calls == record.adapted_calls and record.text_adapted is not None
             assert sum(pair["accepted"] for pair in record.synthetic) == 1 and record.reason is None
@@ -115,15 +118,13 @@ def test_adapting_changes_answers():
 
 
 def test_the_final_pick_is_the_adapted_scores(monkeypatch, usual):
-    score = loop.Waves.score
+    adapt = loop.Waves.adapt
 
-    def last_is_best(self, rows, names, adapted=BASE):
-        scores, prompts = score(self, rows, names, adapted)
-        if adapted is not BASE:
-            scores = [np.arange(len(own), dtype=np.float32) for own in scores]
-        return scores, prompts
+    def last_is_best(self, *args, **more):
+        losses, scores, prompts = adapt(self, *args, **more)
+        return losses, [np.arange(len(own), dtype=np.float32) for own in scores], prompts
 
-    monkeypatch.setattr(loop.Waves, "score", last_is_best)
+    monkeypatch.setattr(loop.Waves, "adapt", last_is_best)
     for record in records():
         if record.adapted:
             assert record.pick == record.adapted_calls[0]["name"] == record.candidates[-1]
@@ -173,7 +174,10 @@ def differ_in_roundings(found: dict[str, Record], expected: dict[str, Record]) -
 
 
 def test_another_wave_size_changes_only_roundings(usual):
+    before = programs()
     differ_in_roundings(untimed(records(wave=2)), usual)
+    new = {name: n - before[name] for name, n in programs().items()}
+    assert new["decode_wave"] <= 2 and max(new[name] for name in new if name != "decode_wave") <= 1
 
 
 def test_inputs_with_one_prefix_in_common_give_what_they_give_with_copies_of_it():
@@ -281,6 +285,18 @@ def test_a_pair_that_does_not_fit_the_context_is_dropped():
 # Inputs that cannot run, and training that fails.
 
 
+def test_a_tool_list_of_3000_tokens_is_read_by_all_its_inputs():
+    """As in NexusRaven."""
+    schema = normalise_parameters({"query": {"type": "List[str]", "description": "What to search for. " * 60}})
+    tools = tuple(Tool(f"search{number}", "", schema) for number in range(4))
+    asked = [example(f"long-{number}", f"Find {number}", tools, gold="search1") for number in range(2)]
+    found = records(task_of(*asked), "keys", "suffix", "base", wave=2)
+    assert [record.error for record in found] == [None, None]
+    assert all(3000 < record.n_prompt_tokens < 4096 and len(record.log_likelihoods) == 4 for record in found)
+    alone = records(task_of(asked[1]), "keys", "suffix", "base", wave=2)
+    assert timeless(alone[0]) == timeless(found[1])
+
+
 def test_inputs_that_cannot_run_are_named_and_the_others_do(usual):
     model = with_template("{% if 'refuse me' in m['content'] %}{{ raise_exception('refused') }}{% endif %}")
     bad = {
@@ -328,8 +344,8 @@ def test_training_that_diverges_keeps_the_base_and_leaves_the_neighbours_alone()
 def test_a_score_that_is_not_finite_is_an_error_of_its_input(monkeypatch, usual):
     score = loop.Waves.score
 
-    def broken(self, rows, names, adapted=BASE):
-        scores, prompts = score(self, rows, names, adapted)
+    def broken(self, rows, names):
+        scores, prompts = score(self, rows, names)
         return [own * np.nan if len(own) == 3 else own for own in scores], prompts
 
     monkeypatch.setattr(loop.Waves, "score", broken)
@@ -344,13 +360,13 @@ def test_a_score_that_is_not_finite_is_an_error_of_its_input(monkeypatch, usual)
 
 
 def programs() -> dict[str, int]:
-    jitted = (score_wave, decode_wave, prefill_wave, adaptation.adapt_wave, adaptation._init_adapters)
+    jitted = (score_wave, decode_wave, prefill_wave, adapt_and_score, adaptation._init_adapters, gate_wave)
     return {program.__name__: program._cache_size() for program in jitted}
 
 
 def test_other_inputs_and_settings_of_the_same_shapes_compile_nothing(usual):
     before = programs()
-    assert before["score_wave"] > 0 and before["adapt_wave"] > 0
+    assert before["score_wave"] > 0 and before["adapt_and_score"] > 0
     other = task_of(
         *(replace(one, id=f"other {i}", messages=EXAMPLES[-1 - i].messages) for i, one in enumerate(EXAMPLES))
     )

@@ -153,6 +153,16 @@ def gate(**changes: Any) -> dict[str, GateConfig]:
     return {"gate": replace(settings().gate, **changes)}
 
 
+def numbered(n: int) -> list[Example]:
+    """So many inputs, which differ in their ids and requests."""
+    found = []
+    for index in range(n):
+        one = EXAMPLES[index % len(EXAMPLES)]
+        messages = ({"role": "user", "content": f"{one.query} ({index})"},)
+        found.append(replace(one, id=f"input {index}", messages=messages))
+    return found
+
+
 def task_of(*examples: Example) -> Task:
     return Task("tiny", examples)
 

@@ -21,6 +21,7 @@ from ttsi_jax.checkpoints.adapters import export_adapter, load_adapter
 from ttsi_jax.config import RunConfig
 from ttsi_jax.errors import InputError, ModelFileError
 from ttsi_jax.loop import Result, run
+from ttsi_jax.model.cache import PADDING
 from ttsi_jax.model.lora import Adapter, LoraConfig, LowRank, init_adapter
 from ttsi_jax.rules import (
     adamw,
@@ -42,18 +43,20 @@ from ttsi_jax.rules.interface import Batch, Forward, Loss, LossFn, Outputs, Rule
 from ttsi_jax.runs.record import Record
 from ttsi_jax.synthesis import SynthesisConfig, Synthesizer, Synthetic, recorded
 from ttsi_jax.tasks import Call, Example, GoldCall, Task, Tool, load_task
-from ttsi_jax.testing import check_estimator, check_loss, check_rule, tiny_language_model, tiny_model
+from ttsi_jax.testing import ContractError, check_estimator, check_loss, check_rule, tiny_language_model, tiny_model
 from ttsi_jax.uncertainty import Estimator, GateConfig, margin, relative_softmax
 
 __version__ = "0.2.0"
 
 __all__ = [
+    "PADDING",
     "AdaptConfig",
     "Adapter",
     "AnswerConfig",
     "Answerer",
     "Batch",
     "Call",
+    "ContractError",
     "Estimator",
     "Example",
     "Forward",

@@ -17,6 +17,7 @@ from ttsi_jax.answering import ANSWERERS, AnswerConfig, Answerer
 from ttsi_jax.errors import InputError
 from ttsi_jax.model.lora import TARGETS
 from ttsi_jax.rules import LOSSES, RULES
+from ttsi_jax.rules.identity import digest, named
 from ttsi_jax.rules.interface import Loss, UpdateRule
 from ttsi_jax.synthesis import SYNTHESIZERS, PairSource, SynthesisConfig, Synthesizer
 from ttsi_jax.uncertainty import ESTIMATORS, Estimator, GateConfig
@@ -32,6 +33,7 @@ class RunConfig:
         synthesis: G, how training examples are written.
         adapt: T, how adapters are trained.
         answer: how answers are decoded.
+        unmatchable: `drop` leaves right calls that no answer can match out of the accuracies (see docs/tasks.md).
         wave: inputs that go through a program together, E.
         seed: of all random numbers; each input's own come from this and its id.
     """
@@ -41,6 +43,7 @@ class RunConfig:
     synthesis: SynthesisConfig = field(default_factory=SynthesisConfig)
     adapt: AdaptConfig = field(default_factory=AdaptConfig)
     answer: AnswerConfig = field(default_factory=AnswerConfig)
+    unmatchable: Literal["keep", "drop"] = "keep"
     wave: int = 16
     seed: int = 0
 
@@ -51,12 +54,13 @@ class RunConfig:
         return auto if self.synthesis.form == "auto" else self.synthesis.form
 
     def with_parts(self, given: Mapping[str, Any]) -> RunConfig:
-        """The settings with the names of objects that were given in the place of some (see `Parts`)."""
+        """The settings with the identity of every part that is not the library's: one of `given`, or a named one."""
         config = self
-        for name, part in given.items():
-            step, setting, _, _ = _PARTS[name]
-            changed = replace(getattr(config, step), **{setting: described(part)})
-            config = replace(config, **{step: changed})
+        for part, (step, setting, known, kind) in _PARTS.items():
+            name = getattr(getattr(config, step), setting)
+            if part in given or ":" in name:
+                own = named(given[part]) if part in given else f"{name}#{digest(resolve(name, known, kind))}"
+                config = replace(config, **{step: replace(getattr(config, step), **{setting: own})})
         return config
 
     def to_dict(self) -> dict[str, Any]:
@@ -109,15 +113,6 @@ def _make_rule(make: Callable[..., Any], config: AdaptConfig) -> UpdateRule:
     if not isinstance(rule, UpdateRule):
         raise InputError(f"update rule '{config.rule}' gives {rule!r}, not an UpdateRule")
     return rule
-
-
-def described(part: Any) -> str:
-    """A name for an object that was given without one: `module:name` of it, or of its functions."""
-    part = getattr(part, "func", part)
-    if isinstance(part, UpdateRule | Synthesizer | Answerer):
-        part = part[0]
-    kind = part if hasattr(part, "__qualname__") else type(part)
-    return f"{kind.__module__}:{kind.__qualname__}"
 
 
 def check(config: RunConfig) -> None:
@@ -178,6 +173,7 @@ def resolve(name: str, known: Mapping[str, Any], kind: str) -> Any:
     Raises:
         InputError: the name is unknown, or the module or object cannot be found.
     """
+    name = name.partition("#")[0]  # what follows is its hash
     if name in known:
         return known[name]
     module_name, colon, attribute = name.partition(":")

@@ -3,7 +3,6 @@
 import copy
 from dataclasses import replace
 from itertools import combinations
-from operator import attrgetter
 
 import jax
 import numpy as np
@@ -12,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tiny_runs import ADD, EXAMPLES, GREET, PING, example, settings, tiny_model
-from ttsi_jax.batching.inputs import Draft, assign_shapes, example_key, length_buckets, next_wave, prepare
+from ttsi_jax.batching.inputs import Draft, assign_shapes, example_key, length_buckets, prepare
 from ttsi_jax.batching.waves import Pair
 from ttsi_jax.runs.record import Record
 from ttsi_jax.runs.scores import plain, read_plain
@@ -142,25 +141,6 @@ def test_a_prompt_must_leave_room_in_the_models_context():
         == f"the prompt has {n_prompt} tokens and {n_decoded} may follow; the model's context is {longest - 1}"
     )
     assert record.n_prompt_tokens == n_prompt
-
-
-def test_waves_gather_equal_shapes_and_wait_until_they_are_full():
-    waiting, waves = ["a1", "b1", "a2", "c1", "a3", "b2"], []
-    while wave := next_wave(waiting, lambda item: item[0], 2, last=False):
-        waves.append(wave)
-    assert waves == [["a1", "a2"], ["b1", "b2"]] and waiting == ["c1", "a3"]
-
-
-def test_the_last_waves_need_not_be_full():
-    drafts = [draft(one) for one in EXAMPLES]
-    assign_shapes(drafts, 8)
-    waiting, taken = list(drafts), []
-    assert next_wave(waiting, attrgetter("shape"), 8, last=False) == [] and waiting == drafts
-    while wave := next_wave(waiting, attrgetter("shape"), 3, last=True):
-        taken.append(wave)
-    assert [len(wave) for wave in taken] == [3, 3, 1]
-    assert [one for wave in taken for one in wave] == drafts, "in order, each once"
-    assert waiting == [] and next_wave([], attrgetter("shape"), 3, last=True) == []
 
 
 BASE = {

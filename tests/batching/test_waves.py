@@ -14,6 +14,7 @@ from tiny_runs import EXAMPLES, settings, tiny_model
 from ttsi_jax.answering import LINE, STRING, TEXT, Slot
 from ttsi_jax.batching import waves as module
 from ttsi_jax.batching.inputs import assign_shapes, prepare
+from ttsi_jax.batching.lanes import Work
 from ttsi_jax.batching.waves import BASE, Adapted, Pair, Shape, Waves, bucket, pad, training_shape
 from ttsi_jax.model.decoder import forward, logits, tokens_after
 from ttsi_jax.model.generation import FORCED, Sampling
@@ -83,7 +84,8 @@ def scores(rows, names, adapted=BASE, kept=None):
 
 def decode(rows, scripts, sampling, kept=None):
     kept = kept or waves()
-    return kept.decode(rows, kept.score(rows, NAMES[: len(rows)])[1], scripts, sampling)
+    _, prompts = kept.score(rows, NAMES[: len(rows)])
+    return kept.decode([Work(*each, sampling) for each in zip(prompts, scripts, strict=True)])
 
 
 def plain_scores(row, names, adapter=None, scope="all"):
@@ -148,15 +150,38 @@ def test_a_row_decodes_alone_as_among_others():
 
 def test_a_row_trains_alone_as_among_others():
     pairs = [[Pair(draft.opened, ENCODER.fragment("hello world"[: 5 + i]))] for i, draft in enumerate(DRAFTS)]
-    config = settings().adapt
-    train = lambda rows, own: waves().adapt(rows, own, 1, adamw(3e-2), answer_cross_entropy, config)  # noqa: E731
-    together, losses = train(ROWS, pairs)
+    how = {"max_pairs": 1, "rule": adamw(3e-2), "loss": answer_cross_entropy, "config": settings().adapt}
+
+    def train(which):
+        return waves().adapt(ROWS[which], pairs[which], NAMES[which], **how)
+
+    losses, scored, prompts = train(slice(0, 4))
     assert losses.shape == (4, 3) and np.isfinite(losses).all() and (losses[:, 2] < losses[:, 0]).all()
+    assert prompts[0].read.scale == LORA.scale == 8.0
+    adapters = prompts[0].read.rows.adapters
     for index in (0, 3):
-        alone, own_losses = train(ROWS[index : index + 1], pairs[index : index + 1])
-        np.testing.assert_array_equal(own_losses[0], losses[index])
-        jax.tree.map(lambda a, b, i=index: np.testing.assert_array_equal(a[0], b[i]), alone.adapters, together.adapters)
-    assert (together.scale, together.scope) == (8.0, "suffix")
+        [own_losses], [own_scores], [alone] = train(slice(index, index + 1))
+        np.testing.assert_array_equal(own_losses, losses[index])
+        np.testing.assert_array_equal(own_scores, scored[index])
+        own = alone.read.rows.adapters
+        jax.tree.map(lambda a, b, i=index: np.testing.assert_array_equal(a[0], b[i]), own, adapters)
+    for own, theirs in zip(scored, scores(ROWS, NAMES, Adapted(adapters, LORA.scale, "suffix")), strict=True):
+        np.testing.assert_allclose(own, theirs, atol=1e-5)
+
+
+def test_more_rows_than_lanes_say_what_each_says_alone():
+    """Short and long ones of two waves, through lanes that are refilled."""
+    kept = waves()
+    _, prompts = kept.score(ROWS, NAMES)
+    works = [Work(prompts[i % 4], [Slot(TEXT, limit=1 + 3 * (i % 3))], owner=i) for i in range(10)]
+    alone = [kept.decode([work])[0] for work in works]
+    lanes, found = kept.lanes(), {}
+    lanes.waiting.extend(works)
+    while lanes.load:
+        took_part, said = lanes.advance(to_the_end=False)
+        assert len(took_part) <= E and said
+        found |= {work.owner: own for work, own in said}
+    assert [found[i] for i in range(10)] == alone and lanes._state is None
 
 
 # Prefixes.

@@ -17,18 +17,29 @@ from model.tiny import (
     random_adapter,
     random_ids,
     row,
+    run_lanes,
     script,
     sequence,
     stack,
     tiny_model,
 )
 from ttsi_jax.model.decoder import forward, logits
-from ttsi_jax.model.generation import Sampling, SlotTables, decode_wave, nucleus, sample
+from ttsi_jax.model.generation import (
+    Arrivals,
+    Rows,
+    Sampling,
+    SlotTables,
+    decode_wave,
+    nothing_decoding,
+    nucleus,
+    sample,
+)
 from ttsi_jax.model.scoring import prefill_wave
 
 PROMPTS = [random_ids(seed, length) for seed, length in enumerate((12, 5, 9))]
 SIZE = 12
 KEYS = jax.random.split(jax.random.key(0), 3)
+GREEDY = Sampling(0.0, 1.0)
 
 
 def tables(depth_changes: np.ndarray) -> SlotTables:
@@ -51,13 +62,12 @@ def wave(prompts: list[list[int]], size: int = SIZE, start: int = 0):
     return stack([sequence(ids, size, start) for ids in prompts])
 
 
-def decode(slots, table=NEVER, n_steps=8, prompts=PROMPTS, keys=KEYS, sampling=None, **more):
+def decode(slots, table=NEVER, n_steps=8, prompts=PROMPTS, keys=KEYS, sampling=GREEDY, adapters=None, scale=1.0):
     """Runs one script per prompt and returns `Generated`."""
     config, params = tiny_model()
     scripts = stack([script(own, 6) for own in slots])
-    sampling = sampling or Sampling(0.0, 1.0)
-    read = prompted(config, params, wave(prompts), **more)
-    return decode_wave(config, params, read, scripts, table, keys, sampling, n_steps=n_steps, **more)
+    read = prompted(config, params, wave(prompts), (), adapters, scale)
+    return run_lanes(config, params, Rows(read, (), adapters), scripts, table, keys, sampling, n_steps, scale)
 
 
 def greedy(ids: list[int], n: int, adapter=None) -> list[int]:
@@ -90,9 +100,8 @@ def test_greedy_decoding_is_transformers(references, variant):
 
     scripts = stack([script([(1, n_new)], 1)] * 3)
     base = (ours.config, ours.params)
-    found = decode_wave(
-        *base, prompted(*base, wave(PROMPTS)), scripts, closing(stop), KEYS, Sampling(0.0, 1.0), n_steps=n_new
-    )
+    rows = Rows(prompted(*base, wave(PROMPTS)))
+    found = run_lanes(*base, rows, scripts, closing(stop), KEYS, GREEDY, n_new)
     for index, theirs_row in enumerate(expected):
         stopped = stop in theirs_row
         own = theirs_row[: theirs_row.index(stop)] if stopped else theirs_row
@@ -225,10 +234,8 @@ def test_each_row_has_its_own_adapter_and_prefix():
 
     def run(select):
         past, own = (select(caches),), select(stack(adapters))
-        read = prompted(config, params, select(prompts), past, own, 2.0)
-        return decode_wave(
-            config, params, read, select(scripts), NEVER, select(KEYS), Sampling(), past, own, n_steps=6, scale=2.0
-        )
+        rows = Rows(prompted(config, params, select(prompts), past, own, 2.0), past, own)
+        return run_lanes(config, params, rows, select(scripts), NEVER, select(KEYS), GREEDY, 6, scale=2.0)
 
     together = run(lambda x: x)
     for index in range(3):
@@ -276,14 +283,19 @@ def test_top_p_of_one_keeps_everything():
     assert np.isfinite(nucleus(scores, 1e-6)).sum() == 1
 
 
+def each(n: int, temperature: float, top_p: float) -> Sampling:
+    """The same for n rows."""
+    return Sampling(jnp.full(n, temperature, jnp.float32), jnp.full(n, top_p, jnp.float32))
+
+
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 2.0])
 def test_samples_follow_the_tempered_distribution(temperature):
     scores = jnp.asarray([2.0, 1.0, 0.5, -1.0, -8.0])
     keys = jax.random.split(jax.random.key(3), 20_000)
-    drawn = sample(keys, jnp.broadcast_to(scores, (len(keys), 5)), Sampling(temperature, 1.0))
+    drawn = sample(keys, jnp.broadcast_to(scores, (len(keys), 5)), each(len(keys), temperature, 1.0))
     found = np.bincount(drawn, minlength=5) / len(keys)
     np.testing.assert_allclose(found, jax.nn.softmax(scores / temperature), atol=0.015)
-    cut = sample(keys, jnp.broadcast_to(scores, (len(keys), 5)), Sampling(temperature, 0.5))
+    cut = sample(keys, jnp.broadcast_to(scores, (len(keys), 5)), each(len(keys), temperature, 0.5))
     assert set(np.unique(cut)) == set(np.flatnonzero(smallest_nucleus(np.asarray(scores / temperature), 0.5)))
 
 
@@ -291,16 +303,76 @@ def test_temperature_zero_is_greedy_whatever_the_key():
     scores = jnp.asarray([[0.0, 3.0, 2.9], [5.0, 1.0, 4.9]])
     for seed in range(5):
         keys = jax.random.split(jax.random.key(seed), 2)
-        assert sample(keys, scores, Sampling(0.0, 0.1)).tolist() == [1, 0]
+        assert sample(keys, scores, each(2, 0.0, 0.1)).tolist() == [1, 0]
+
+
+def test_greedy_and_sampled_rows_stand_side_by_side():
+    scores = jnp.broadcast_to(jnp.asarray([0.0, 3.0, 2.9]), (400, 3))
+    keys = jax.random.split(jax.random.key(1), 400)
+    warm = jnp.arange(400) % 2
+    drawn = np.asarray(sample(keys, scores, Sampling(warm.astype(jnp.float32), jnp.ones(400))))
+    assert set(drawn[::2]) == {1} and set(drawn[1::2]) == {0, 1, 2}
+
+
+# Lanes.
+
+
+@pytest.mark.parametrize("sampling", [GREEDY, Sampling(1.0, 0.95)], ids=["greedy", "sampled"])
+def test_rows_that_arrive_later_say_what_they_say_at_once(sampling):
+    """Six rows through three lanes: who waits takes the lane of the first that ends."""
+    config, params = tiny_model()
+    prompts = [random_ids(seed, 4 + seed) for seed in range(6)]
+    slots = [[(1, 2)], [(1, 7)], [40, (1, 3)], [41, 42], [(1, 5)], [(1, 6), 43]]
+    keys = jax.random.split(jax.random.key(5), 6)
+    first, second = slice(0, 3), slice(3, 6)
+    expected = [
+        decode(slots[half], prompts=prompts[half], keys=keys[half], sampling=sampling) for half in (first, second)
+    ]
+    expected = jax.tree.map(lambda *x: np.concatenate(x), *expected)
+
+    read = [Rows(prompted(config, params, wave(prompts[half]), (), None, 1.0)) for half in (first, second)]
+    each_row = each(3, *sampling)
+    state, lanes, waiting, found = nothing_decoding(read[0], 8, 6), [None] * 3, list(range(6)), {}
+    none = jnp.zeros(3, jnp.int32)
+    while waiting or any(owner is not None for owner in lanes):
+        arrivals = Arrivals(read[0], none, none, jnp.int32(0))
+        if waiting and None in lanes:  # one at a time
+            number, lane = waiting.pop(0), lanes.index(None)
+            lanes[lane] = number
+            arrivals = Arrivals(read[number // 3], none.at[0].set(number % 3), none.at[0].set(lane), jnp.int32(1))
+        scripts = stack([script(slots[owner] if owner is not None else [], 6) for owner in lanes])
+        own_keys = jnp.stack([keys[owner or 0] for owner in lanes])
+        enough = 0 if waiting and None in lanes else lanes.count(None) + 1
+        state = decode_wave(config, params, state, arrivals, scripts, NEVER, own_keys, each_row, jnp.int32(enough))
+        for lane, owner in enumerate(lanes):
+            if owner is not None and state.ended[lane]:
+                found[owner] = jax.tree.map(lambda x, i=lane: np.asarray(x[i]), state.generated)
+                lanes[lane] = None
+    for number in range(6):
+        jax.tree.map(lambda a, b, i=number: np.testing.assert_array_equal(a, b[i]), found[number], expected)
+
+
+def test_a_lane_holds_nothing_of_the_row_before():
+    """Not even what is not a number: a weight of zero times NaN would be NaN."""
+    config, params = tiny_model()
+    read = Rows(prompted(config, params, wave(PROMPTS), (), None, 1.0))
+    scripts, order = stack([script([(1, 5)], 6)] * 3), jnp.arange(3)
+    state = jax.tree.map(
+        lambda x: jnp.full_like(x, jnp.nan) if jnp.issubdtype(x.dtype, jnp.floating) else x,
+        nothing_decoding(read, 8, 6),
+    )
+    arrivals = Arrivals(read, order, order, jnp.int32(3))
+    found = decode_wave(config, params, state, arrivals, scripts, NEVER, KEYS, each(3, 0.0, 1.0), jnp.int32(3))
+    np.testing.assert_array_equal(found.generated.ids, decode([[(1, 5)]] * 3).ids)
 
 
 def test_nothing_but_shapes_compiles_anew():
     slots: list[list] = [[40, (1, 6)]] * 3
-    decode(slots, sampling=Sampling(jnp.float32(0), jnp.float32(1)))
+    decode(slots)
     before = decode_wave._cache_size()
     for temperature, top_p in ((0.7, 0.95), (1.3, 0.5), (0.0, 1.0)):
         decode(
-            [[(1, 2), 41], [], [42]], closing(5), keys=KEYS[::-1],
-            sampling=Sampling(jnp.float32(temperature), jnp.float32(top_p)), prompts=[[1], [2, 3], [4]],
+            [[(1, 2), 41], [], [42]], closing(5), keys=KEYS[::-1], sampling=Sampling(temperature, top_p),
+            prompts=[[1], [2, 3], [4]],
         )  # fmt: skip
     assert decode_wave._cache_size() == before

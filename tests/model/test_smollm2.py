@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from model.make_golden import GOLDEN, MESSAGES, N_NEW, reference
-from model.tiny import prompted, script, sequence, stack
+from model.tiny import prompted, run_lanes, script, sequence, stack
 from ttsi_jax.model.decoder import forward, logits
-from ttsi_jax.model.generation import Sampling, SlotTables, decode_wave
+from ttsi_jax.model.generation import Rows, Sampling, SlotTables
 
 golden = json.loads(GOLDEN.read_text(encoding="utf-8"))
 PROMPT = golden["prompt"]
@@ -41,11 +41,10 @@ def test_the_greedy_continuation_is_the_golden_one(smollm2):
     stops[0, list(smollm2.stop_ids)] = -1
     anything = jnp.ones((1, vocabulary), bool)
     read = prompted(smollm2.config, smollm2.params, stack([sequence(PROMPT, 64)]))
-    found = decode_wave(
-        smollm2.config, smollm2.params, read, stack([script([(1, N_NEW)], 1)]),
-        SlotTables(jnp.asarray(stops), anything, anything), jax.random.split(jax.random.key(0), 1), Sampling(0.0, 1.0),
-        n_steps=N_NEW,
-    )  # fmt: skip
+    tables = SlotTables(jnp.asarray(stops), anything, anything)
+    scripts, keys = stack([script([(1, N_NEW)], 1)]), jax.random.split(jax.random.key(0), 1)
+    base = smollm2.config, smollm2.params
+    found = run_lanes(*base, Rows(read), scripts, tables, keys, Sampling(0.0, 1.0), N_NEW)
     assert found.ids[0].tolist() == golden["continuation"]
 
 

@@ -13,7 +13,7 @@ from ttsi_jax.checkpoints.config import from_hf
 from ttsi_jax.model.cache import SHARED
 from ttsi_jax.model.config import DecoderConfig
 from ttsi_jax.model.decoder import Params, Tokens, abstract_params, tokens_after
-from ttsi_jax.model.generation import FORCED, Script
+from ttsi_jax.model.generation import FORCED, Arrivals, Generated, Sampling, Script, decode_wave, nothing_decoding
 from ttsi_jax.model.lora import Adapter, LoraConfig, init_adapter
 from ttsi_jax.model.scoring import Candidates, Prompted, score_wave
 from ttsi_jax.rules.interface import Batch
@@ -138,3 +138,15 @@ def prompted(config, params, prompts, past=(), adapters=None, scale=1.0) -> Prom
     nothing = Candidates(jnp.zeros((n, 1, 1), jnp.int32), jnp.zeros((n, 1), jnp.int32))
     lengths = jnp.sum(prompts.segments == SHARED, axis=1)
     return score_wave(config, params, prompts, lengths, nothing, past, adapters, scale=scale).prompted
+
+
+def run_lanes(config, params, rows, scripts, table, keys, sampling, n_steps, scale=1.0) -> Generated:
+    """All rows from their arrival, each in the lane of its own number, to their ends."""
+    n = len(keys)
+    order = jnp.arange(n)
+    each = Sampling(*(jnp.full(n, value, jnp.float32) for value in sampling))
+    lanes = nothing_decoding(rows, n_steps, scripts.kinds.shape[1])
+    arrivals = Arrivals(rows, order, order, jnp.int32(n))
+    ended = decode_wave(config, params, lanes, arrivals, scripts, table, keys, each, jnp.int32(n), scale=scale)
+    assert ended.ended.all()
+    return ended.generated

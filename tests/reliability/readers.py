@@ -18,9 +18,11 @@ from ttsi_jax.checkpoints.gguf import GgufFile
 from ttsi_jax.checkpoints.safetensors import SafetensorsFiles
 from ttsi_jax.checkpoints.tokenizer import tokenizer_from_gguf
 from ttsi_jax.errors import InputError, ModelFileError
-from ttsi_jax.runs.compare import load_run
+from ttsi_jax.runs.compare import compare
+from ttsi_jax.runs.comparison_tables import comparison_tables
+from ttsi_jax.runs.groups import load_run
 from ttsi_jax.runs.report import render_report
-from ttsi_jax.runs.table import comparison_table, examples_table
+from ttsi_jax.runs.table import examples_table
 from ttsi_jax.synthesis import check_pair, read_pair, read_request
 from ttsi_jax.tasks import CallSyntaxError, call_correct, check_call, parse_calls, render_call
 from ttsi_jax.tasks.hammer import load_hammer
@@ -118,7 +120,7 @@ def read_report(data: bytes) -> None:
     except InputError:
         return
     render_report(runs).encode()
-    comparison_table(runs)
+    comparison_tables(compare(runs))
     examples_table(runs["run"].records)
 
 

@@ -1,4 +1,4 @@
-"""Task files, options and run directories that are wrong: all end with exit code 2, where nothing else is said."""
+"""Task files, options and run directories that are wrong: all end with exit code 2, but for files with good inputs too."""
 
 from __future__ import annotations
 
@@ -21,6 +21,12 @@ def line(**values: Any) -> str:
 
 def bad_line(name: str, said: str, content: Content) -> Case:
     return Case(f"line: {name}", 2, said, {"bad.jsonl": content}, TASK)
+
+
+def among_good(name: str, said: str, content: str) -> Case:
+    """A broken line after a good one: the good one runs, and the other fails by its number."""
+    short = ("--method", "base", "--answer.max-tokens", "4", "--wave", "1", "--out", "out")
+    return Case(f"line after a good one: {name}", 1, said, {"bad.jsonl": f"{GOOD_LINE}\n{content}\n"}, (*TASK, *short))
 
 
 def tools(name: str, said: str, value: Any) -> Case:
@@ -108,6 +114,11 @@ LINES = (
     schema("nested 21 deep", "the parameters are nested more than 20 levels deep", nested(21)),
     bad_line("tools: schema nested 60 deep", "bad.jsonl:1: nested more than 50 levels deep", line(tools=[{"name": "f", "parameters": nested(60)}])),
     schema("with a type nested 1,000 deep", "the type of parameter 'a' is nested more than 20 levels deep", {"type": "object", "properties": {"a": {"type": "list[" * 1000 + "int" + "]" * 1000}}}),
+    among_good("no JSON", "cannot be used: bad.jsonl:2: not valid JSON", "Hello"),
+    among_good("failed", "failed: input 'line-2': bad.jsonl:2: not valid JSON", "{"),
+    among_good("no tools", "failed: input 'line-2': bad.jsonl:2: there is no 'tools'", line(tools=...)),
+    among_good("the id of another line", "bad.jsonl:2: the id 'good' is already used in bad.jsonl:1", GOOD_LINE),
+    among_good("markup as an id", "bad.jsonl:2: two tools have the name 'f'", line(id="[red]<script>", tools=[TOOL, TOOL])),
     Case("file: none", 2, "cannot read the task file bad.jsonl: No such file", {}, TASK),
     Case("file: a directory", 2, "cannot read the task file bad.jsonl", {"bad.jsonl/x": ""}, TASK),
     Case("file: a name of 10,000 characters", 2, "cannot read the task file", {}, ("run", "--model", "model", "--task", "x" * 10_000 + ".jsonl")),
@@ -131,6 +142,8 @@ ARRAYS = (
     array("without a query", "bad.json, entry 0: there is no 'query'", "[{}]"),
     array("without tools", "there is no 'tools'", '[{"query": "a"}]'),
     array("answers a text", "the right calls are not a list", json.dumps([{"query": "a", "tools": [TOOL], "answers": "f"}])),
+    Case("array: a number after a good entry", 1, "failed: input 'bad-1': bad.json, entry 1: the entry is not an object",
+         {"bad.json": f"[{GOOD_LINE}, 1]"}, (*ARRAY, "--method", "base", "--answer.max-tokens", "4", "--wave", "1", "--out", "out")),
     array("a lone surrogate", "half of a surrogate pair", r'[{"query": "\ud800", "tools": []}]'),
 )  # fmt: skip
 

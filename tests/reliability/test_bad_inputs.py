@@ -15,6 +15,7 @@ from reliability.cases import GOOD_LINE, Case
 from reliability.model_cases import MODEL_CASES
 from reliability.task_cases import TASK_CASES
 from ttsi_jax.cli import main
+from ttsi_jax.tasks import load_task
 
 CASES = (*MODEL_CASES, *TASK_CASES)
 LIMIT_SECONDS, LIMIT_BYTES = 10, 100 << 20
@@ -22,6 +23,21 @@ LIMIT_SECONDS, LIMIT_BYTES = 10, 100 << 20
 
 def test_the_corpus_is_large_and_its_cases_have_names_of_their_own():
     assert len({case.name for case in CASES}) == len(CASES) >= 200
+
+
+def test_every_broken_line_of_a_file_is_named_by_its_number(tmp_path):
+    broken = [
+        case.files["bad.jsonl"] for case in TASK_CASES if case.name.startswith(("line:", "tools:")) and case.files
+    ]
+    broken = [line.encode() if isinstance(line, str) else line for line in broken]
+    broken = [line for line in broken if line.strip() and b"\n" not in line and len(line) < 1 << 20]
+    assert len(broken) > 50
+    path = tmp_path / "bad.jsonl"
+    path.write_bytes(b"\n".join([GOOD_LINE.encode(), *broken, b"", GOOD_LINE.replace("good", "better").encode()]))
+    task = load_task(str(path))
+    assert [example.id for example in task.usable] == ["good", "better"]
+    numbers = [int(problem.partition(":")[2].partition(":")[0]) for problem in task.problems]
+    assert numbers == list(range(2, len(broken) + 2))
 
 
 @pytest.fixture(scope="module")

@@ -11,15 +11,14 @@ import pytest
 
 from reliability import faults
 from tiny_runs import ADD, EXAMPLES, MARKED, TASK, settings, task_of, tiny_model, untimed
-from ttsi_jax import loop
-from ttsi_jax.batching.waves import BASE
-from ttsi_jax.loop import Loop, run
+from ttsi_jax import algorithm
+from ttsi_jax.algorithm import Algorithm
+from ttsi_jax.batching.lanes import Prompt
+from ttsi_jax.loop import run
 from ttsi_jax.runs.record import Record
-from ttsi_jax.tasks.prompts import PromptEncoder
 
 MODEL = tiny_model()
 TARGET = EXAMPLES[3]
-PREFIX = PromptEncoder(MODEL.tokenizer).prefix(TARGET)
 FAULTS = (float("nan"), float("inf"), float("-inf"))
 DIVERGED = "training diverged: a loss or a score is not finite"
 FORMS = {"keys": "request", "free": "pair"}
@@ -35,25 +34,28 @@ def usual() -> dict[str, dict[str, Record]]:
     return {form: records(form=form) for form in FORMS}
 
 
-def inject(monkeypatch, stage: str, into: str, fault: float) -> list[str]:
-    """Puts the fault into the scores or logits that `Loop.read` gives to a stage, in the target's row alone."""
-    read, hits = Loop.read, []
+def inject(monkeypatch, stage: str, part: str, into: str, fault: float) -> list[str]:
+    """Puts the fault into the scores or logits that a part of `Algorithm` reads in a stage, for the target alone."""
+    read, hits = getattr(Algorithm, part), []
 
-    def faulty(self, rows, wave, adapted=BASE):
-        scores, prompts = read(self, rows, wave, adapted)
-        if sys._getframe(1).f_code.co_name != stage:
-            return scores, prompts
-        for index, row in enumerate(rows):
-            if row.prefix == PREFIX:
-                hits.append(stage)
-                if into == "scores":
-                    scores = [own + fault if i == index else own for i, own in enumerate(scores)]
-                else:
-                    prompts = prompts._replace(logits=prompts.logits.at[index].set(fault))
-        return scores, prompts
+    def faulty(self, draft, *rest):
+        *losses, scores, prompt = yield from read(self, draft, *rest)
+        if draft.example == TARGET and sys._getframe(1).f_code.co_name == stage:
+            hits.append(stage)
+            if into == "scores":
+                scores = scores + fault
+            else:
+                prompt = with_logits(prompt, fault)
+        return *losses, scores, prompt
 
-    monkeypatch.setattr(Loop, "read", faulty)
+    monkeypatch.setattr(Algorithm, part, faulty)
     return hits
+
+
+def with_logits(prompt: Prompt, fault: float) -> Prompt:
+    rows = prompt.read.rows
+    prompts = rows.prompts._replace(logits=rows.prompts.logits.at[prompt.row].set(fault))
+    return prompt._replace(read=prompt.read._replace(rows=rows._replace(prompts=prompts)))
 
 
 def neighbours_are_untouched(found: dict[str, Record], expected: dict[str, Record]) -> None:
@@ -76,7 +78,7 @@ def keeps_the_base(record: Record, expected: Record) -> None:
 @pytest.mark.parametrize("form", FORMS)
 def test_the_bases_own_numbers(monkeypatch, usual, form, into, fault):
     """There is no base answer to keep: the input fails by name."""
-    hits = inject(monkeypatch, "score", into, fault)
+    hits = inject(monkeypatch, "improve", "read", into, fault)
     found = records(form=form)
     assert (
         hits
@@ -93,11 +95,11 @@ def test_the_bases_own_numbers(monkeypatch, usual, form, into, fault):
      ("free", "write", "logits")],
 )  # fmt: skip
 def test_what_it_writes_for_itself(monkeypatch, usual, form, stage, into, fault):
-    hits = inject(monkeypatch, stage, into, fault)
+    hits = inject(monkeypatch, stage, "read", into, fault)
     found = records(form=form)
     record = found[TARGET.id]
     tries = {pair["reason"] for pair in record.synthetic}
-    assert len(hits) == len(record.synthetic) == 3 and "a score is not finite" in tries and None not in tries
+    assert hits and len(record.synthetic) == 3 and "a score is not finite" in tries and None not in tries
     assert (record.adapted, record.reason) == (False, "no usable pair in 3 tries")
     keeps_the_base(record, usual[form][TARGET.id])
     neighbours_are_untouched(found, usual[form])
@@ -107,7 +109,7 @@ def test_what_it_writes_for_itself(monkeypatch, usual, form, stage, into, fault)
 @pytest.mark.parametrize("into", ["scores", "logits"])
 @pytest.mark.parametrize("form", FORMS)
 def test_the_adapted_answer(monkeypatch, usual, form, into, fault):
-    hits = inject(monkeypatch, "adapt_and_answer", into, fault)
+    hits = inject(monkeypatch, "adapt_and_answer", "train", into, fault)
     found = records(form=form)
     record = found[TARGET.id]
     assert hits and (record.adapted, record.reverted, record.reason) == (True, True, DIVERGED)
@@ -117,7 +119,7 @@ def test_the_adapted_answer(monkeypatch, usual, form, into, fault):
 
 def test_a_certainty_that_is_no_number(monkeypatch, usual):
     """The input counts as certain, and the reason is told."""
-    expected, gate_wave = usual["keys"][TARGET.id], loop.gate_wave
+    expected, gate_wave = usual["keys"][TARGET.id], algorithm.gate_wave
 
     def faulty(estimator, log_likelihoods, mask):
         probabilities, certainty = gate_wave(estimator, log_likelihoods, mask)
@@ -125,7 +127,7 @@ def test_a_certainty_that_is_no_number(monkeypatch, usual):
         assert hit.sum() <= 1
         return probabilities, np.where(hit, np.nan, certainty)
 
-    monkeypatch.setattr(loop, "gate_wave", faulty)
+    monkeypatch.setattr(algorithm, "gate_wave", faulty)
     found = records()
     record = found[TARGET.id]
     assert (record.adapted, record.uncertain, record.reason) == (False, False, "the certainty is not a number")

@@ -59,7 +59,8 @@ def test_an_input_that_cannot_be_answered_fails_alone(name, capsys):
     assert said in err and "failed: input '" in err and "the id 'good' is already used in odd.jsonl:2" in err
     assert "Traceback" not in err and len(err) < 10_000
     kept, _ = read_records(Path("deep/run/records.jsonl"))
-    assert len(kept) == 2 and kept["good"].error is None and kept["good"].calls is not None
+    assert len(kept) == 3 and kept["line-3"].error is not None
+    assert kept["good"].error is None and kept["good"].calls is not None
 
 
 ODD = {

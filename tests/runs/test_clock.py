@@ -3,9 +3,10 @@ import time
 import jax
 import jax.numpy as jnp
 import pytest
+from jax.experimental.compilation_cache import compilation_cache
 
 from ttsi_jax.runs import clock
-from ttsi_jax.runs.clock import CompileClock
+from ttsi_jax.runs.clock import CompileClock, keep_programs
 
 COMPILE = "/jax/core/compile/anything"
 
@@ -62,3 +63,14 @@ def test_real_compilation_is_counted_once_and_only_the_first_time(measured):
     assert 0 < first - before <= elapsed
     outer(x).block_until_ready()
     assert measured.seconds == first
+
+
+def test_compiled_programs_are_kept(tmp_path):
+    old = jax.config.jax_compilation_cache_dir
+    try:
+        keep_programs(tmp_path / "new" / "folder")
+        jax.jit(lambda x: jnp.sin(x) * 17 + 3)(jnp.ones(19)).block_until_ready()
+    finally:
+        jax.config.update("jax_compilation_cache_dir", old)
+        compilation_cache.reset_cache()
+    assert any((tmp_path / "new" / "folder").iterdir())

@@ -1,95 +1,121 @@
-import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+import json
+from dataclasses import replace
 
-from ttsi_jax.errors import InputError
-from ttsi_jax.runs.compare import Paired, Run, compare, load_run, load_runs, mcnemar_p
-from ttsi_jax.runs.directory import open_run
-from ttsi_jax.runs.record import Record, to_json
+import pytest
+
+from runs.synthetic import base_run, run
+from ttsi_jax.runs.compare import Cause, Cost, cause_of, compare, to_json
+from ttsi_jax.runs.groups import Run
+from ttsi_jax.runs.record import Record
+from ttsi_jax.runs.statistics import Changes
+from ttsi_jax.runs.summary import summarise
+
+UNREADABLE, OTHER_FUNCTION, OTHER_ARGUMENTS, RIGHT = (
+    (None, False, False),
+    ([], False, False),
+    ([], True, False),
+    ([], True, True),
+)
+
+
+def answered(id, base, final, **values):
+    (base_calls, tool_base, call_base), (calls, tool, call) = base, final
+    return Record(
+        id, "t", "q", base_calls=base_calls, calls=calls, tool_correct_base=tool_base, call_correct_base=call_base,
+        tool_correct=tool, call_correct=call, **values,
+    )  # fmt: skip
+
+
+def as_run(*records, **config):
+    return Run({"method": "tt-si", "seed": 0} | config, list(records), summarise(records))
+
+
+PAIR = {"query": "q", "calls": [], "accepted": True, "reason": None}
+RECORDS = (
+    answered("parses", UNREADABLE, RIGHT, adapted=True, synthetic=[PAIR, {**PAIR, "accepted": False}]),
+    answered("function", OTHER_FUNCTION, RIGHT, adapted=True, synthetic=[PAIR], seconds={"adapt": 3.0}),
+    answered("arguments", OTHER_ARGUMENTS, RIGHT, adapted=True, synthetic=[PAIR], tokens={"adapt": 90}),
+    answered("broken", RIGHT, UNREADABLE, seconds={"base_answer": 50.0, "answer": 1.0}),
+    answered("worse, but wrong before", OTHER_ARGUMENTS, OTHER_FUNCTION),
+    answered("right", RIGHT, RIGHT),
+    answered("failed", RIGHT, RIGHT, error="out of memory", seconds={"score": 2.0}),
+    Record("unlabelled", "t", "q"),
+)
+
+
+def test_a_run_against_its_own_base_by_hand():
+    compared, (contrast,) = compare({"a": as_run(*RECORDS)})[:2]
+    assert (contrast.before, contrast.after, contrast.inputs) == ("a: base", "final", 6)
+    assert contrast.changes["call"] == Changes(broke=1, fixed=3, unchanged=2, broke_rate=1 / 2, p=0.625)
+    assert contrast.changes["tool"] == Changes(broke=2, fixed=2, unchanged=2, broke_rate=1 / 2, p=1.0)
+    assert contrast.difference["call"].value == pytest.approx(2 / 6)
+    assert contrast.causes == {"parses": Cause(1, 1), "function": Cause(1, 0), "arguments": Cause(1, 0)}
+    assert compared[0].cost == Cost(seconds=6.0, tokens=90, examples=3, corrected=3)
+    base, final = compared[0].accuracy["call"]
+    assert (base.value, final.value) == (pytest.approx(2 / 6), pytest.approx(4 / 6))
+
+
+def test_later_runs_are_held_against_the_first_where_both_have_the_input():
+    second = as_run(
+        answered("right", RIGHT, OTHER_ARGUMENTS), answered("new", RIGHT, RIGHT), answered("failed", RIGHT, RIGHT),
+        method="base", gate={"select": "all"},
+    )  # fmt: skip
+    found = compare({"first": as_run(*RECORDS), "second": second})
+    assert [(contrast.before, contrast.after) for contrast in found.contrasts] == [
+        ("first: base", "final"),
+        ("first", "second"),
+    ]
+    contrast = found.contrasts[1]
+    assert contrast.inputs == 1 and contrast.changes["call"].broke == 1
+    assert contrast.causes["arguments"] == Cause(0, 1)
+    assert found.groups[1].settings == {"gate.select": ("(absent)", '"all"'), "method": ('"tt-si"', '"base"')}
+
+
+@pytest.mark.parametrize("seeds", [(0,), (0, 1), (5, 6, 7)])
+def test_causes_add_up_to_the_difference(seeds):
+    runs = {"a0": run(150), "a1": run(150, seed=1)} | {f"b{seed}": run(150, seed=seed, wave=2) for seed in seeds}
+    for contrast in compare(runs).contrasts:
+        total = sum(cause.fixed - cause.broke for cause in contrast.causes.values())
+        assert total / contrast.inputs == pytest.approx(contrast.difference["call"].value)
+
+
+def test_seeds_are_grouped_and_pooled():
+    found = compare({"base": base_run(120), "tt-0": run(120), "tt-1": run(120, seed=1)})
+    assert [group.group.name for group in found.groups] == ["base", "tt (2 seeds)"]
+    assert [contrast.after for contrast in found.contrasts] == ["final", "tt (2 seeds)"]
+    assert found.contrasts[0].inputs == 119  # one failed
+    gain = found.groups[1].gate.gain
+    assert gain.of == 238 and found.groups[0].gate.gain is None
+    assert found.groups[1].gate.errors["call"].inputs == 119
+
+
+def test_the_gate_of_made_up_runs_is_good_and_calibrated_as_made():
+    gate = compare({"a": run(400)}).groups[0].gate
+    assert gate.errors["call"].auroc.low > 0.55
+    assert gate.errors["call"].augrc < gate.errors["call"].error_rate / 2
+    assert gate.calibration.bins.size.sum() == gate.calibration.inputs
+    assert gate.gain.gate.y[-1] == pytest.approx(gate.gain.oracle.y[-1])
+    assert gate.gain.oracle.y.max() >= gate.gain.gate.y.max()
+
+
+def test_records_of_older_runs_without_newer_fields_are_compared():
+    old = [replace(record, tokens={}, seconds={}, pick_correct=None, pick_correct_base=None) for record in RECORDS]
+    found = compare({"old": Run({}, old, None)})
+    assert found.groups[0].cost.tokens is None and found.groups[0].gate is None
+    assert any("unfinished" in note for note in found.notes)
+
+
+def test_everything_is_strict_json():
+    for runs in ({"a": run(60), "b": run(60, seed=1)}, {"none": Run({}, [], None)}, {"a": as_run(*RECORDS)}):
+        found = json.loads(to_json(compare(runs)))
+        assert found.keys() == {"groups", "contrasts", "notes"}
+    assert found["contrasts"][0]["changes"]["call"]["fixed"] == 3
+    assert found["groups"][0]["group"]["runs"]["a"]["inputs"] == 8
 
 
 @pytest.mark.parametrize(
-    "fixed, broke, p",
-    [
-        (0, 0, 1.0),
-        (1, 0, 1.0),
-        (3, 3, 1.0),
-        (5, 0, 2 / 2**5),
-        (8, 1, 2 * (1 + 9) / 2**9),
-        (6, 16, 2 * (1 + 22 + 231 + 1540 + 7315 + 26334 + 74613) / 2**22),
-        (2000, 0, 0.0),
-    ],
+    "answer, cause",
+    [(UNREADABLE, "parses"), (OTHER_FUNCTION, "function"), (OTHER_ARGUMENTS, "arguments"), (RIGHT, None)],
 )
-def test_mcnemar_against_known_values(fixed, broke, p):
-    assert mcnemar_p(fixed, broke) == pytest.approx(p, rel=1e-4)
-    assert mcnemar_p(broke, fixed) == mcnemar_p(fixed, broke)
-
-
-@given(st.integers(0, 60), st.integers(0, 60))
-def test_p_is_a_probability_and_falls_with_imbalance(fixed, broke):
-    assert 0 < mcnemar_p(fixed, broke) <= 1
-    if fixed > broke:
-        assert mcnemar_p(fixed + 1, broke) < mcnemar_p(fixed, broke)
-
-
-def labelled(id, tool, call, **values):
-    return Record(id, "t", "q", tool_correct=tool, call_correct=call, **values)
-
-
-def test_only_inputs_labelled_and_sound_in_both_runs_are_paired():
-    first = [
-        labelled("a", True, False),
-        labelled("b", False, False),
-        labelled("c", True, True),
-        labelled("d", None, None),
-        labelled("e", False, False),
-        labelled("only here", False, False),
-    ]
-    second = [
-        labelled("e", True, True, error="out of memory"),
-        labelled("d", True, True),
-        labelled("c", False, True),
-        labelled("b", True, False),
-        labelled("a", True, True),
-    ]
-    runs = {
-        "base": Run({"gate": {"select": "certain"}, "seed": 0}, first, {"n": 6}),
-        "tt-si": Run({"gate": {"select": "all"}, "seed": 0}, second, None),
-    }
-    base, adapted = compare(runs)
-    assert base.finished and not adapted.finished
-    assert base.tool == Paired(0, 0, 5, 1.0)
-    assert adapted.tool == Paired(fixed=1, broke=1, same=1, p=1.0)
-    assert adapted.call == Paired(fixed=1, broke=0, same=2, p=1.0)
-    assert adapted.settings == {"gate.select": ('"certain"', '"all"')}
-    assert adapted.summary["tool_accuracy"] == 3 / 4
-
-
-def test_no_runs():
-    assert compare({}) == []
-
-
-def test_loading_an_unfinished_run_changes_nothing(tmp_path):
-    with open_run(tmp_path, {"seed": 0}) as run:
-        run.append([labelled("a", True, True, error="once")])
-        run.append([labelled("b", True, True), labelled("a", True, False)])
-        with open(tmp_path / "records.jsonl", "ab") as file:
-            file.write(to_json(labelled("c", True, True)).encode()[:10])
-        size = (tmp_path / "records.jsonl").stat().st_size
-        config, records, summary = load_run(tmp_path)  # although another process writes
-    assert config == {"seed": 0} and summary is None
-    assert records == [labelled("a", True, False), labelled("b", True, True)]
-    assert (tmp_path / "records.jsonl").stat().st_size == size
-
-
-def test_runs_are_named_after_their_directories(tmp_path):
-    paths = [tmp_path / "base", tmp_path / "tt-si", tmp_path / "other" / "base"]
-    for path in paths:
-        with open_run(path, {}) as run:
-            run.complete([], {"n": 0})
-    assert list(load_runs(paths[:2])) == ["base", "tt-si"]
-    assert list(load_runs(paths)) == [str(path) for path in paths]
-    with pytest.raises(InputError, match="given twice"):
-        load_runs([paths[0], paths[0] / ".." / "base"])
-    with pytest.raises(InputError, match="holds no run"):
-        load_runs([tmp_path / "nowhere"])
+def test_what_stands_between_an_answer_and_being_right(answer, cause):
+    assert cause_of(*answer) == cause

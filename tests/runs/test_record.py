@@ -19,8 +19,10 @@ def objects(values):
 JSON = st.recursive(LEAVES, lambda inner: st.lists(inner) | objects(inner))
 CALL = st.fixed_dictionaries({"name": TEXT, "arguments": objects(JSON)})
 CALLS = st.none() | st.lists(CALL, max_size=2)
+SAMPLES = st.lists(st.fixed_dictionaries({"text": TEXT, "reward": FLOATS}), max_size=2)
 PAIR = st.fixed_dictionaries(
-    {"query": TEXT, "calls": st.lists(CALL, max_size=2), "accepted": st.booleans(), "reason": st.none() | TEXT}
+    {"query": TEXT, "calls": st.lists(CALL, max_size=2), "accepted": st.booleans(), "reason": st.none() | TEXT},
+    optional={"samples": SAMPLES},
 )
 RECORDS = st.builds(
     Record,
@@ -35,16 +37,17 @@ RECORDS = st.builds(
     gold=CALLS,
     synthetic=st.lists(PAIR, max_size=2),
     seconds=objects(FLOATS),
+    tokens=objects(st.integers(0)),
     error=st.none() | TEXT,
 )
 
 
 def test_fields_are_those_of_the_design_in_order():
     assert [f.name for f in fields(Record)] == (
-        "id task query n_prompt_tokens candidates log_likelihoods probabilities uncertainty uncertain synthetic losses "
-        "pick_base pick pick_correct_base pick_correct text_base base_calls text_adapted adapted_calls calls adapted "
-        "adapted_after reverted reason evidence gold tool_correct_base call_correct_base tool_correct call_correct "
-        "seconds error"
+        "id task query n_prompt_tokens candidates fingerprint log_likelihoods probabilities uncertainty "
+        "uncertain synthetic losses pick_base pick pick_correct_base pick_correct text_base base_calls "
+        "text_adapted adapted_calls calls adapted adapted_after reverted reason evidence gold unmatchable "
+        "tool_correct_base call_correct_base tool_correct call_correct seconds tokens error"
     ).split()
 
 
@@ -88,6 +91,7 @@ def test_text_stays_readable_and_lone_surrogates_are_escaped():
         ('{"id": "a", "task": "t", "query": "q", "seconds": []}', "'seconds' must be a dict"),
         ('{"id": "a", "task": "t", "query": "q", "losses": ["high"]}', r"'losses' must be a list\[float | None\]"),
         ('{"id": "a", "task": "t", "query": "q", "adapted": 1}', "'adapted' must be a bool"),
+        (f'{{"id": "a", "task": "t", "query": "q", "uncertainty": 1{"0" * 400}}}', "'uncertainty' must be a float"),
         ('{"id": "a", "task": "t", "query": "q", "n_prompt_tokens": true}', "'n_prompt_tokens' must be a int"),
         ('{"id": "a", "task": "t", "query": "q", "calls": [{"name": "f"}]}', r"must be a list\[Call\] | None"),
     ],

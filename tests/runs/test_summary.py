@@ -21,10 +21,19 @@ def correct(pick, tool, call):
 YES, NO, FIXED, BROKE = (True, True), (False, False), (False, True), (True, False)
 ACCEPTED, REJECTED = {"accepted": True, "reason": None}, {"accepted": False, "reason": "unknown function"}
 RECORDS = [
-    Record("a", "t", "q", candidates=["f", "g"], uncertain=False, seconds={"score": 1.0}, **correct(YES, YES, NO)),
+    Record(
+        *("a", "t", "q"),
+        candidates=["f", "g"],
+        fingerprint="1",
+        unmatchable="no such function",
+        uncertain=False,
+        seconds={"score": 1.0},
+        **correct(YES, YES, NO),
+    ),
     Record(
         *("b", "t", "q"),
         candidates=["f", "g"],
+        fingerprint="1",
         uncertain=True,
         adapted=True,
         synthetic=[REJECTED, ACCEPTED],
@@ -34,6 +43,8 @@ RECORDS = [
     Record(
         *("c", "t", "q"),
         candidates=["g", "f"],
+        fingerprint="2",
+        unmatchable="a hidden key",
         uncertain=True,
         adapted=True,
         reverted=True,
@@ -52,7 +63,7 @@ RECORDS = [
         **correct(YES, NO, BROKE),
     ),
     Record("unlabelled", "t", "third", candidates=["f", "g"], uncertain=False),
-    Record("failed", "t", "q", seconds={"score": 8.0}, error="no candidates", **correct(FIXED, FIXED, FIXED)),
+    Record("failed", "t", "q", fingerprint="1", seconds={"score": 8.0}, error="bad", **correct(FIXED, FIXED, FIXED)),
 ]
 
 
@@ -63,6 +74,7 @@ def test_a_small_run_by_hand():
         "uncertain": 3,
         "one_candidate": 1,
         "duplicates": 1,
+        "unmatchable": 2,
         "adapted": 2,
         "reverted": 1,
         "fixed": 1,

@@ -1,9 +1,11 @@
 from rich.console import Console
 
-from ttsi_jax.runs.compare import Run
+from ttsi_jax.runs.compare import compare
+from ttsi_jax.runs.comparison_tables import comparison_tables
+from ttsi_jax.runs.groups import Run
 from ttsi_jax.runs.record import Record
 from ttsi_jax.runs.summary import summarise
-from ttsi_jax.runs.table import comparison_table, summary_table
+from ttsi_jax.runs.table import rendered, summary_table
 
 BASE = {"tool_correct_base": True, "call_correct_base": False}
 RECORDS = [
@@ -30,23 +32,13 @@ def test_a_summary_shows_before_and_after_with_counts():
     assert ["pick", "–", "–", "0", "0", "1"] in rows
     assert ["tool", "100.0 % (3/3)", "66.7 % (2/3)", "0", "1", "1"] in rows
     assert ["call", "0.0 % (0/3)", "33.3 % (1/3)", "1", "0", "1"] in rows
-    assert ["3", "0", "2", "0", "0", "0", "0"] in rows
+    assert ["3", "0", "0", "0", "0", "2", "0", "0", "0", "0"] in rows
     assert ["score", "2", "1.5", "0.750"] in rows
 
 
 def test_names_are_never_markup():
     text = printed(summary_table(summarise(RECORDS), "run [bold]x[/bold] [/]"))
-    text += printed(comparison_table({"runs/[red]x[/]": Run({}, RECORDS, None)}))
-    for name in ("run [bold]x[/bold] [/]", "[red]score", "runs/[red]x[/] (unfinished)"):
+    for rows in comparison_tables(compare({"runs/[red]x[/]": Run({}, RECORDS, None)})):
+        text += printed(rendered(rows))
+    for name in ("run [bold]x[/bold] [/]", "[red]score", "runs/[red]x[/]"):
         assert name in text
-
-
-def test_later_runs_are_compared_with_the_first():
-    runs = {
-        "first": Run({"adapt": {"lr": 1e-4}}, RECORDS, summarise(RECORDS)),
-        "second": Run({"adapt": {"lr": 1e-3}}, [RECORDS[0]], summarise(RECORDS[:1])),
-    }
-    rows = cells(comparison_table(runs))
-    change = "100.0 % (3/3) → 66.7 % (2/3)"
-    assert ["first", "3", "– → –", change, "0.0 % (0/3) → 33.3 % (1/3)", "", "", ""] in rows
-    assert rows[4][5:] == ["+0 −0 of 1, p 1", "+0 −0 of 1, p 1", "adapt.lr 0.001"]

@@ -8,6 +8,7 @@ import pytest
 import bench_roofline
 import bench_scaling
 import bench_vs_pytorch
+import comparison
 from benchmarking import Seconds, alternate, plain
 from bounds import Cost, Costs, Machine
 from tiny_runs import tiny_model
@@ -98,7 +99,7 @@ def test_our_side_decodes_exactly_as_many_tokens_as_asked_for():
     clock, inputs = Clock(), make_inputs(WORK, model, "random", 0, 2)
     found = JaxSide(model, WORK, 2).improve(inputs, clock)
     assert (len(found.synthesis), len(found.answer), len(found.losses), len(found.scores)) == (4, 4, 5, 3)
-    assert set(clock.seconds) == {stage for stages in bench_vs_pytorch.STAGES.values() for stage in stages}
+    assert set(clock.seconds) == {stage for stages in comparison.STAGES.values() for stage in stages}
 
 
 # The scripts.
@@ -142,23 +143,23 @@ def test_both_sides_agree_and_files_of_one_side_each_are_laid_side_by_side(monke
 
 def test_ratios_are_to_the_fastest_other_side():
     runs = {"jax": [{"score": 2.0}], "pytorch": [{"score": 8.0}], "pytorch compiled": [{"score": 6.0}]}
-    seconds, ratios = bench_vs_pytorch.summarise(runs)
+    seconds, ratios = comparison.summarise(runs)
     assert seconds["jax"]["score"].median == 2.0 and ratios == {"score": 3.0, "pytorch: score": 4.0}
 
 
 def test_sides_that_differ_are_refused():
     same = Found([-1.0], [2.0], [-1.0], [1, 2, 3, 4], [5])
-    agreement = bench_vs_pytorch.compare({"jax": same, "pytorch": same._replace(synthesis=[1, 2, 4, 4])})
+    agreement = comparison.compare({"jax": same, "pytorch": same._replace(synthesis=[1, 2, 4, 4])})
     assert agreement["pytorch"]["synthesis"] == 0.5
     with pytest.raises(InputError, match="do not compute the same"):
-        bench_vs_pytorch.refuse_unequal(agreement, "float32")
-    bench_vs_pytorch.refuse_unequal(agreement, "bfloat16")
+        comparison.refuse_unequal(agreement, "float32")
+    comparison.refuse_unequal(agreement, "bfloat16")
 
 
 def test_plots(tmp_path):
     pytest.importorskip("matplotlib")
     one = Seconds.of([1.0])
-    bench_vs_pytorch.draw(tmp_path / "a.png", {"jax": {name: one for name in bench_vs_pytorch.STAGES}})
+    comparison.draw(tmp_path / "a.png", {"jax": {name: one for name in comparison.STAGES}})
     bench_scaling.draw(tmp_path / "b.png", {"inputs": {"64": {"per input": 1.0}, "128": {"per input": 1.1}}})
     results = {"machine": Machine(4.0, 2.0), "costs": {"x": Cost(1.0, 1.0)}, "seconds": {"x": one}}
     bench_roofline.draw(tmp_path / "c.png", results)

@@ -91,7 +91,7 @@ BAD = [
 def test_a_bad_line_is_a_problem_and_the_others_still_run(folder, asked, answered, reason):
     write(folder, [question("good"), asked], [answer({}, "good"), answered])
     task = load_bfcl("multiple")
-    assert [example.id for example in task.examples] == ["good"]
+    assert [example.id for example in task.usable] == ["good"]
     [problem] = task.problems
     assert problem.startswith("BFCL_v4_multiple.json:2: ")
     assert reason in problem
@@ -140,7 +140,7 @@ def test_not_installed(monkeypatch):
 def test_installed_categories(category):
     task = load_bfcl(category)
     assert task.problems == ()
-    assert len(task.examples) == COUNTS[category]
+    assert len(task.usable) == COUNTS[category]
     assert "bfcl_eval" not in sys.modules
 
 

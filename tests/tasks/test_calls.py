@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ttsi_jax.tasks.calls import MAX_LENGTH, CallSyntaxError, parse_calls, render_call
+from ttsi_jax.tasks.calls import MAX_LENGTH, CallSyntaxError, NoCallError, parse_calls, render_call
 from ttsi_jax.tasks.example import Call
 
 numbers = st.integers(-(2**1000), 2**1000) | st.floats(allow_nan=False, allow_infinity=False)
@@ -176,6 +176,7 @@ HOSTILE = {
     "minus": "f(a=" + "-" * 19_000 + "1)",
     "sums": "f(a=" + "1+" * 9_000 + "1)",
     "powers": "f(a=" + "1**" * 6_000 + "1)",
+    "some attributes": "a" + ".b" * 60 + "()",
     "attributes": "a" + ".b" * 9_900 + "()",
     "called calls": "f" + "()" * 9_900,
     "digits": "f(a=" + "9" * 19_000 + ")",
@@ -198,3 +199,16 @@ def test_rendering_is_canonical():
         '{"name": "f", "arguments": {"a": 1, "b": "ü", "c": [true, null]}}'
     )
     assert json.loads(render_call(Call("f", {}))) == {"name": "f", "arguments": {}}
+
+
+@pytest.mark.parametrize("text", ["", " ", "None of the functions can answer this.", "The list is [] as it happens."])
+def test_an_answer_in_words_is_told_from_a_malformed_call(text):
+    with pytest.raises(NoCallError):
+        parse_calls(text)
+
+
+@pytest.mark.parametrize("text", ['{"name": "f"}', '{"name": "f", "argu', "f(a=", "<tool_call>{}</tool_call>", "f(1)"])
+def test_a_malformed_call_is_a_call(text):
+    with pytest.raises(CallSyntaxError) as raised:
+        parse_calls(text)
+    assert not isinstance(raised.value, NoCallError)

@@ -3,6 +3,7 @@ import json
 import pytest
 
 from ttsi_jax.errors import InputError
+from ttsi_jax.tasks import Call, call_correct, check_call
 from ttsi_jax.tasks.example import GoldCall
 from ttsi_jax.tasks.hammer import load_hammer
 
@@ -45,6 +46,32 @@ def test_a_real_tool_called_components_stays(tmp_path):
     assert [tool.name for tool in example.tools] == ["components"]
 
 
+def test_the_spellings_of_python_signatures(tmp_path):
+    """As in NexusRaven, whose tools were functions."""
+    parameters = {
+        "keywords": {"type": "List[str]", "description": "Words.", "required": True},
+        "limit": {"type": "Optional[int]", "description": "At most.", "default": 10},
+        "where": {"type": "Dict[str, Any]", "description": "Filters."},
+        "kind": {"type": "Union[str, None]", "description": "Kind."},
+    }
+    tool = {"name": "search_cves", "description": "def search_cves(...)", "parameters": parameters}
+    answers = [{"name": "search_cves", "arguments": {"keywords": ["kernel"], "limit": 5}}]
+    [example] = load(tmp_path, [{"query": "Find five.", "tools": [tool], "answers": answers}], "nexusraven").examples
+    types = {name: schema.get("type") for name, schema in example.tools[0].properties.items()}
+    assert types == {"keywords": "array", "limit": "integer", "where": "object", "kind": None}
+    assert example.tools[0].required == ("keywords",) and example.id == "nexusraven-0"
+    assert check_call(Call("search_cves", {"keywords": ["kernel"], "limit": 5}), example.tools) is None
+
+
+def test_answers_of_several_calls(tmp_path):
+    """As in ToolAlpaca."""
+    calls = [{"name": "get_rain", "arguments": {"city": city}} for city in ("Oslo", "Bergen", "Oslo")]
+    [example] = load(tmp_path, [{**ENTRY, "answers": calls}]).examples
+    assert [call.arguments["city"] for call in example.gold] == [("Oslo",), ("Bergen",), ("Oslo",)]
+    assert call_correct([Call("get_rain", {"city": city}) for city in ("Bergen", "Oslo", "Oslo")], example.gold)
+    assert not call_correct([Call("get_rain", {"city": city}) for city in ("Bergen", "Bergen", "Oslo")], example.gold)
+
+
 BAD_ENTRIES = [
     (None, "not an object"),
     ([], "not an object"),
@@ -62,7 +89,7 @@ BAD_ENTRIES = [
 @pytest.mark.parametrize(("entry", "reason"), BAD_ENTRIES, ids=[reason for _, reason in BAD_ENTRIES])
 def test_a_bad_entry_is_a_problem_and_the_others_still_run(tmp_path, entry, reason):
     task = load(tmp_path, [ENTRY, entry, ENTRY])
-    assert [example.id for example in task.examples] == ["mine-0", "mine-2"]
+    assert [example.id for example in task.usable] == ["mine-0", "mine-2"]
     [problem] = task.problems
     assert problem.startswith("mine.json, entry 1: ")
     assert reason in problem
@@ -89,6 +116,6 @@ def test_a_file_of_another_form(tmp_path, content, reason):
 def test_published_files(file, count):
     task = load_hammer(HAMMER / f"{file}.json")
     assert task.problems == ()
-    assert len(task.examples) == count
+    assert len(task.usable) == count
     assert not any(tool.name == "components" for example in task.examples for tool in example.tools)
     assert all(example.gold and example.query for example in task.examples)

@@ -27,7 +27,7 @@ def test_a_whole_file(tmp_path):
     )
     assert task.name == "mine"
     assert task.problems == ()
-    assert [example.id for example in task.examples] == ["a", "line-3", "7", "g"]
+    assert [example.id for example in task.usable] == ["a", "line-3", "7", "g"]
     labelled, no_call, unlabelled, other_spelling = task.examples
     assert labelled.gold == (GoldCall("get_weather", {}),)
     assert labelled.query == "Is it raining in Oslo?"
@@ -41,7 +41,7 @@ def test_a_whole_file(tmp_path):
 def test_line_ends_and_byte_order_mark(tmp_path):
     line = json.dumps(LINE).encode()
     task = load(tmp_path, b"\xef\xbb\xbf" + line + b"\r", b"  \r", line + b"\r")
-    assert [example.id for example in task.examples] == ["line-1", "line-3"]
+    assert [example.id for example in task.usable] == ["line-1", "line-3"]
 
 
 BAD_LINES = [
@@ -51,7 +51,7 @@ BAD_LINES = [
     (b'{"query": NaN}', "NaN is not a JSON value"),
     (b'{"query": "\\ud800"}', "surrogate"),
     (b'{"query": ' + b"9" * 9000 + b"}", "out of range"),
-    (b'{"query": ' + b"[" * 9000, "nested"),
+    (b'{"query": ' + b"[" * 9000 + b"]" * 9000 + b"}", "nested"),
     (b"[]", "not an object"),
     (b'"text"', "not an object"),
     (b"null", "not an object"),
@@ -74,7 +74,7 @@ BAD_LINES = [
 @pytest.mark.parametrize(("line", "reason"), BAD_LINES, ids=[reason for _, reason in BAD_LINES])
 def test_a_bad_line_is_a_problem_and_the_others_still_run(tmp_path, line, reason):
     task = load(tmp_path, LINE, line, LINE)
-    assert [example.id for example in task.examples] == ["line-1", "line-3"]
+    assert [example.id for example in task.usable] == ["line-1", "line-3"]
     [problem] = task.problems
     assert problem.startswith("mine.jsonl:2: ")
     assert reason in problem
@@ -82,8 +82,16 @@ def test_a_bad_line_is_a_problem_and_the_others_still_run(tmp_path, line, reason
 
 def test_duplicate_ids_name_both_lines(tmp_path):
     task = load(tmp_path, {**LINE, "id": "line-3"}, {**LINE, "id": "x"}, LINE)
-    assert [example.id for example in task.examples] == ["line-3", "x"]
+    assert [example.id for example in task.usable] == ["line-3", "x"]
     assert task.problems == ("mine.jsonl:3: the id 'line-3' is already used in mine.jsonl:1",)
+
+
+def test_a_bad_line_keeps_its_place_and_leaves_the_ids_to_the_good_ones(tmp_path):
+    task = load(tmp_path, b"{", {**LINE, "id": "line-1"}, {**LINE, "id": "line-4"}, LINE)
+    ids = ["line-1 (unusable)", "line-1", "line-4", "line-4 (unusable)"]
+    assert [example.id for example in task.examples] == ids
+    broken = task.examples[0]
+    assert broken.problem and (broken.query, broken.tools, broken.gold) == ("", (), None)
 
 
 def test_a_missing_file(tmp_path):
@@ -95,6 +103,6 @@ def test_a_missing_file(tmp_path):
 def test_seal_tools_dev_split():
     task = load_jsonl(SHARED / "sealtools.dev.jsonl")
     assert task.problems == ()
-    assert len(task.examples) == 700
+    assert len(task.usable) == 700
     assert task.examples[0].id == "dev-easy-0"
     assert all(example.gold for example in task.examples)

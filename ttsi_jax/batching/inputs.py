@@ -7,8 +7,8 @@ one is read: where a run is resumed, and who shares a wave, then changes nothing
 from __future__ import annotations
 
 import hashlib
-from collections import Counter, defaultdict
-from collections.abc import Callable, Hashable, Sequence
+from collections import Counter
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import combinations
 from typing import Any
@@ -21,7 +21,7 @@ from ttsi_jax.batching.waves import Ids, Pair, Row, Shape, training_shape
 from ttsi_jax.config import RunConfig
 from ttsi_jax.errors import InputError
 from ttsi_jax.runs.record import Record
-from ttsi_jax.runs.scores import scored
+from ttsi_jax.runs.scores import begun, scored
 from ttsi_jax.synthesis import PairSource, Synthesizer
 from ttsi_jax.tasks import Example, Tool
 from ttsi_jax.tasks.pieces import name_text
@@ -55,6 +55,10 @@ class Draft:
         """Sets fields of the record."""
         self.record = replace(self.record, **values)
 
+    def count(self, stage: str, n_tokens: int) -> None:
+        """Adds to the record's tokens of a stage."""
+        self.note(tokens={**self.record.tokens, stage: self.record.tokens.get(stage, 0) + n_tokens})
+
     def tool(self, name: str | None) -> Tool:
         return next(tool for tool in self.example.tools if tool.name == name)
 
@@ -67,10 +71,15 @@ class Draft:
 
         `start`: tokens of the suffix before what is decoded; by default all of them.
         """
+        start = len(suffix) if start is None else start
+        return Row(self.prefix, suffix, start, self.key_for(*purpose), self.shape)
+
+    def key_for(self, *purpose: int) -> Array:
+        """The random key of one use."""
         key = self.key
         for number in purpose:
             key = jax.random.fold_in(key, number)
-        return Row(self.prefix, suffix, len(suffix) if start is None else start, key, self.shape)
+        return key
 
     def training_shape(self) -> tuple[Hashable, ...]:
         return (self.shape, *training_shape(self.shape, [self.pairs]))
@@ -91,9 +100,11 @@ def prepare(
     synthesizer: PairSource,
 ) -> Draft | Record:
     """Tokenises an input; one that cannot run gives a record that says why."""
-    record = Record(example.id, task_name, example.query, candidates=[tool.name for tool in example.tools])
-    if not example.tools:
-        return replace(record, error="the input has no candidate function")
+    record = begun(example, task_name)
+    if record.error is not None:
+        return record
+    if record.unmatchable and config.unmatchable == "drop":
+        example = replace(example, gold=None)
     n_characters = len(render_tools(example.tools)) + sum(len(message["content"]) for message in example.messages)
     if n_characters > CHARACTERS_PER_TOKEN * context_length:  # tokenising megabytes takes minutes
         error = f"the input has {n_characters} characters, far more than the model's context of {context_length} tokens"
@@ -160,17 +171,3 @@ def example_key(seed: int, example_id: str) -> Array:
     """An input's own random key, from the run's seed and a stable hash of its id."""
     digest = hashlib.sha256(example_id.encode("utf-8", "surrogatepass")).digest()
     return jax.random.fold_in(jax.random.key(seed), int.from_bytes(digest[:4], "little"))
-
-
-def next_wave(waiting: list[Draft], shape: Callable[[Draft], Hashable], size: int, last: bool) -> list[Draft]:
-    """Takes the first `size` inputs of equal shape out of `waiting`; if there are not so many of any, none.
-
-    With `last` no more will come: then a wave may have fewer.
-    """
-    groups: dict[Hashable, list[Draft]] = defaultdict(list)
-    for draft in waiting:
-        groups[shape(draft)].append(draft)
-    full = (group[:size] for group in groups.values() if len(group) >= size)
-    wave = next(full, next(iter(groups.values()), []) if last else [])
-    waiting[:] = [draft for draft in waiting if draft not in wave]
-    return wave

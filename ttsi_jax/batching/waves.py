@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Sequence
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -14,19 +15,20 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from ttsi_jax.adaptation import AdaptConfig, adapt_wave, init_wave, training_chunk
-from ttsi_jax.answering import Slot, free_texts, script_arrays, slot_tables, special_ids
+from ttsi_jax.adaptation import AdaptConfig, adapt_wave, init_wave, repeat, training_chunk
+from ttsi_jax.answering import slot_tables, special_ids
+from ttsi_jax.batching.lanes import Lanes, Prompt, Read, Said, Work
 from ttsi_jax.checkpoints import LanguageModel
-from ttsi_jax.model.cache import PADDING, SHARED, Cache
-from ttsi_jax.model.decoder import Tokens
-from ttsi_jax.model.generation import FORCED, Sampling, Script, decode_wave
+from ttsi_jax.model.cache import PADDING, SHARED, Cache, wave_axis
+from ttsi_jax.model.config import DecoderConfig
+from ttsi_jax.model.decoder import Params, Tokens
+from ttsi_jax.model.generation import Rows
 from ttsi_jax.model.lora import Adapter
-from ttsi_jax.model.scoring import Candidates, Prompted, prefill_wave, score_wave
-from ttsi_jax.rules.interface import Batch, Extra, Loss, UpdateRule, needed
+from ttsi_jax.model.scoring import Candidates, Scored, prefill_wave, score_wave
+from ttsi_jax.rules.interface import Batch, Extra, Loss, RuleStep, State, UpdateRule, needed
 
 Ids = tuple[int, ...]
 ANSWER_SIZES = 64  # smallest bucket of the trained tokens
-GREEDY = Sampling(0.0, 1.0)
 PREFILL_ROWS = 4  # prefixes that are computed at a time
 
 
@@ -69,7 +71,7 @@ class Pair(NamedTuple):
 
 
 class Adapted(NamedTuple):
-    """Adapters of a wave's rows (leading axis E), and what they act on."""
+    """An adapter, or those of a wave's rows (leading axis E), and what they act on."""
 
     adapters: Adapter | None
     scale: float
@@ -79,29 +81,26 @@ class Adapted(NamedTuple):
 BASE = Adapted(None, 1.0, "suffix")
 
 
-class Said(NamedTuple):
-    """What one row decoded."""
-
-    texts: list[str]  # of each free slot in its script, in order
-    cut: bool  # whether a slot ended at its limit, or had no room, and not where the model ended it
-    finite: bool  # whether all logits were: else the texts mean nothing
-
-
 class Waves:
     """A loaded model, run on E inputs at a time."""
 
-    def __init__(self, model: LanguageModel, size: int, n_steps: int, prefix_memory: float = 1.5):
+    def __init__(
+        self, model: LanguageModel, size: int, n_steps: int, theta_0: Adapted = BASE, prefix_memory: float = 1.5
+    ):
         """Prepares waves of `size` rows.
 
         Args:
             model: the base, its tokenizer and stop tokens.
             size: rows of a wave, E.
             n_steps: most tokens that a row decodes.
+            theta_0: what reads where no other adapter is given, without a leading axis.
             prefix_memory: GiB of prefix caches that are kept; the least recently used go first.
         """
         self.model = model
         self.size = size
         self.n_steps = n_steps
+        self.theta_0 = theta_0
+        self._base = theta_0._replace(adapters=theta_0.adapters and repeat(theta_0.adapters, size))
         self._prefix_memory = prefix_memory
         self._prefixes: OrderedDict[Ids, Cache] = OrderedDict()
         self._special = special_ids(model.tokenizer, model.stop_ids)
@@ -152,71 +151,76 @@ class Waves:
     def _keys(self, rows: Sequence[Row]) -> Array:
         return jnp.stack([row.key for row in rows] + [rows[0].key] * (self.size - len(rows)))
 
-    # The four programs of a wave
+    # The programs of a wave
 
     def score(
-        self, rows: Sequence[Row], candidates: Sequence[Sequence[Ids]], adapted: Adapted = BASE
-    ) -> tuple[list[np.ndarray], Prompted]:
+        self, rows: Sequence[Row], candidates: Sequence[Sequence[Ids]], adapted: Adapted | None = None
+    ) -> tuple[list[np.ndarray], list[Prompt]]:
         """Reads each row's prompt: log-likelihoods of its candidates after it, a float32 array [N_i] per row, and
-        what decoding the same rows goes on from."""
+        what decoding goes on from."""
+        adapted = adapted or self._base
+        prompts = self._prompts(rows, candidates, adapted.scope)
+        scored = score_wave(self.model.config, self.model.params, *prompts, adapted.adapters, scale=adapted.scale)
+        return self._read(rows, candidates, scored, prompts[-1], adapted)
+
+    def _prompts(
+        self, rows: Sequence[Row], candidates: Sequence[Sequence[Ids]], scope: str
+    ) -> tuple[Tokens, Array, Candidates, tuple[Cache, ...]]:
+        """What `score_wave` takes: prompts, where decoding starts in them, candidates and past."""
         n, c = rows[0].shape.candidates, rows[0].shape.name
         ids, lengths = np.zeros((self.size, n, c), np.int32), np.zeros((self.size, n), np.int32)
         for row, own in enumerate(candidates):
             ids[row], lengths[row] = pad(own, (n, c))
-        tokens, past = self._place(rows, adapted.scope)
+        tokens, past = self._place(rows, scope)
         starts = np.ones(self.size, np.int32)
-        starts[: len(rows)] = [row.start + len(row.prefix) * (adapted.scope == "all") for row in rows]
-        scored = score_wave(
-            self.model.config, self.model.params, tokens, jnp.asarray(starts),
-            Candidates(jnp.asarray(ids), jnp.asarray(lengths)), past, adapted.adapters, scale=adapted.scale,
-        )  # fmt: skip
-        scores = np.asarray(scored.log_likelihoods)
-        return [own[: len(names)] for own, names in zip(scores, candidates, strict=False)], scored.prompted
+        starts[: len(rows)] = [row.start + len(row.prefix) * (scope == "all") for row in rows]
+        return tokens, jnp.asarray(starts), Candidates(jnp.asarray(ids), jnp.asarray(lengths)), past
 
-    def decode(
+    def _read(
         self,
         rows: Sequence[Row],
-        prompts: Prompted,
-        scripts: Sequence[Sequence[Slot]],
-        sampling: Sampling = GREEDY,
-        adapted: Adapted = BASE,
-    ) -> list[Said]:
-        """What each row says in the free slots of its script, after the prompt that `score` read."""
-        arrays = script_arrays([*scripts, *[()] * (self.size - len(scripts))], self.n_steps)
-        past = () if adapted.scope == "all" else (self._prefix_caches(rows),)
-        said = decode_wave(
-            self.model.config, self.model.params, prompts, Script(*map(jnp.asarray, arrays)), self._tables,
-            self._keys(rows), Sampling(jnp.float32(sampling.temperature), jnp.float32(sampling.top_p)), past,
-            adapted.adapters, n_steps=self.n_steps, scale=adapted.scale,
-        )  # fmt: skip
-        ids, slots, closing, finite = map(np.asarray, said)
-        kinds, free_slots = arrays[0], [sum(slot.kind != FORCED for slot in script) for script in scripts]
+        candidates: Sequence[Sequence[Ids]],
+        scored: Scored,
+        past: tuple[Cache, ...],
+        adapted: Adapted,
+    ) -> tuple[list[np.ndarray], list[Prompt]]:
+        """What `score` gives, from a program's results."""
+        own, common = ((), past) if wave_axis(past) is None else (past, ())
+        read = Read(Rows(scored.prompted, own, adapted.adapters), common, adapted.scale)
+        scores = np.asarray(scored.log_likelihoods)
+        found = [own[: len(names)] for own, names in zip(scores, candidates, strict=False)]
+        return found, [Prompt(read, index, row.key) for index, row in enumerate(rows)]
 
-        def read(row: int) -> Said:
-            own = slots[row], ids[row], closing[row], kinds[row]
-            texts = free_texts(self.model.tokenizer, self._special, *own)
-            ended = closing[row][kinds[row] != FORCED] >= 0
-            return Said(texts, len(texts) < free_slots[row] or not ended.all(), bool(finite[row]))
+    def lanes(self) -> Lanes:
+        """Idle lanes for rows that this reads."""
+        return Lanes(self.model, self.size, self.n_steps, self._tables, self._special)
 
-        return [read(row) for row in range(len(rows))]
+    def decode(self, work: Sequence[Work]) -> list[Said]:
+        """What at most E rows say, in lanes of their own."""
+        lanes = self.lanes()
+        lanes.waiting.extend(one._replace(owner=index) for index, one in enumerate(work))
+        _, said = lanes.advance(to_the_end=True)
+        return [own for _, own in sorted(said, key=lambda entry: entry[0].owner)]
 
     def adapt(
         self,
         rows: Sequence[Row],
         pairs: Sequence[Sequence[Pair]],
+        candidates: Sequence[Sequence[Ids]],
+        *,
         max_pairs: int,
         rule: UpdateRule,
         loss: Loss,
         config: AdaptConfig,
-        theta_0: Adapter | None = None,
         start: Adapter | None = None,
-    ) -> tuple[Adapted, np.ndarray]:
-        """Trains an adapter per row on its pairs (at most `max_pairs`), for `config.epochs` passes over them.
+    ) -> tuple[np.ndarray, list[np.ndarray], list[Prompt]]:
+        """Trains an adapter per row on its pairs (at most `max_pairs`), for `config.epochs` passes over them, and reads
+        the rows' prompts with it.
 
-        `theta_0` is the adapter that the model has before any adaptation, `start` the one that every row starts as (by
-        default theta_0, or a fresh one); neither has a leading axis.
+        `start` is the adapter that every row starts as, without a leading axis; by default theta_0, or a fresh one.
 
-        Returns the adapters, and the loss before each step [rows, epochs * max_pairs], NaN where no step was taken.
+        Returns the loss before each step [rows, epochs * max_pairs], NaN where no step was taken, and what `score`
+        gives.
         """
         n_pairs, n_steps = np.zeros(self.size, np.int32), np.zeros(self.size, np.int32)
         n_pairs[: len(pairs)] = [len(own) for own in pairs]
@@ -229,19 +233,22 @@ class Waves:
         whole = config.scope == "all"
         shape, extras = (n_tokens + n_prefix * whole, n_answer), needed(loss)
         batches = [self._full_batch(prefixes, own, shape, whole, extras, config.samples) for own in per_pair]
-        past = () if whole else (self._prefix_caches(rows),)
+        prompts = self._prompts(rows, candidates, config.scope)
         sizes = batches[0].tokens.ids.shape[1], 0 if whole else n_prefix, n_answer
         n_sequences = 1 + ("rejected" in extras) + config.samples * ("samples" in extras)
         chunk, remat = training_chunk(self.model.config, config, self.size, *sizes, n_sequences)
-        init_keys, keys = jnp.moveaxis(jax.vmap(jax.random.split)(self._keys(rows)), 1, 0)
+        init_keys, step_keys = jnp.moveaxis(jax.vmap(jax.random.split)(self._keys(rows)), 1, 0)
+        theta_0 = self.theta_0.adapters
         start = theta_0 if start is None else start
         adapters, states = init_wave(init_keys, self.model.config, config.lora, rule, jnp.asarray(n_steps), start)
-        adapters, losses = adapt_wave(
+        adapters, losses, scored = adapt_and_score(
             self.model.config, self.model.params, rule.step, loss, adapters, states,
-            jax.tree.map(lambda *x: jnp.stack(x, axis=1), *batches), jnp.asarray(n_pairs), jnp.asarray(n_steps), keys,
-            past, theta_0, max_steps=config.epochs * max_pairs, scale=config.lora.scale, chunk=chunk, remat=remat,
+            jax.tree.map(lambda *x: jnp.stack(x, axis=1), *batches), jnp.asarray(n_pairs), jnp.asarray(n_steps),
+            step_keys, *prompts, theta_0, max_steps=config.epochs * max_pairs, scale=config.lora.scale, chunk=chunk,
+            remat=remat,
         )  # fmt: skip
-        return Adapted(adapters, config.lora.scale, config.scope), np.asarray(losses)[: len(rows)]
+        adapted = Adapted(adapters, config.lora.scale, config.scope)
+        return np.asarray(losses)[: len(rows)], *self._read(rows, candidates, scored, prompts[-1], adapted)
 
     def _full_batch(
         self,
@@ -278,6 +285,42 @@ class Waves:
         predict = np.minimum(starts[:, None] - 1 + index, length - 1)
         weights = (index < counts[:, None]).astype(np.float32)
         return Batch(tokens, jnp.asarray(predict), jnp.asarray(labels), jnp.asarray(weights))
+
+
+@partial(
+    jax.jit,
+    static_argnames=("config", "rule_step", "loss", "max_steps", "scale", "chunk", "remat"),
+    donate_argnames=("adapters",),
+)
+def adapt_and_score(
+    config: DecoderConfig,
+    params: Params,
+    rule_step: RuleStep,
+    loss: Loss,
+    adapters: Adapter,
+    states: State,
+    batches: Batch,
+    n_pairs: Array,
+    n_steps: Array,
+    keys: Array,
+    prompts: Tokens,
+    starts: Array,
+    candidates: Candidates,
+    past: tuple[Cache, ...],
+    theta_0: Adapter | None = None,
+    *,
+    max_steps: int,
+    scale: float,
+    chunk: int,
+    remat: bool,
+) -> tuple[Adapter, Array, Scored]:
+    """`adapt_wave`, and `score_wave` with what it learned, in one program; the adapters are donated."""
+    adapters, losses = adapt_wave(
+        config, params, rule_step, loss, adapters, states, batches, n_pairs, n_steps, keys, past, theta_0,
+        max_steps=max_steps, scale=scale, chunk=chunk, remat=remat,
+    )  # fmt: skip
+    scored = score_wave(config, params, prompts, starts, candidates, past, adapters, scale=scale)
+    return adapters, losses, scored
 
 
 def training_shape(shape: Shape, pairs: Sequence[Sequence[Pair]]) -> tuple[int, int]:

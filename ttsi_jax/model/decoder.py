@@ -13,7 +13,7 @@ v vocabulary, r rank.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any, NamedTuple
 
 import jax
@@ -42,7 +42,8 @@ class Tokens(NamedTuple):
 def tokens_after(ids: Array, length: Array, start: Array | int = 0) -> Tokens:
     """A right-padded sequence: `length` tokens of `ids` [T], the first at position `start`."""
     index = jnp.arange(ids.shape[0])
-    return Tokens(ids, start + index, jnp.where(index < length, SHARED, PADDING))
+    segments = jnp.where(index < length, jnp.int32(SHARED), jnp.int32(PADDING))  # plain numbers would be weakly typed
+    return Tokens(ids, start + index, segments)
 
 
 class Linear(nnx.Module):
@@ -237,11 +238,19 @@ def run_layers(
         local = config.local_layers[index]
         layer_past = [(cache.keys[index], cache.values[index]) for cache in past]
         layer_adapter = {} if adapter is None else adapter.get(index, {})
-        call = jax.checkpoint(layer, static_argnums=(5,)) if remat else layer
-        x, (k, v), inputs[index] = call(x, rotations[local], visible[local], layer_past, layer_adapter, scale)
+        x, (k, v), inputs[index] = _layer(
+            *nnx.split(layer), x, rotations[local], visible[local], layer_past, layer_adapter, scale, remat=remat
+        )
         keys.append(k)
         values.append(v)
     return model.final_norm(x), Cache(tuple(keys), tuple(values), tokens.positions, tokens.segments), inputs
+
+
+@partial(jax.jit, static_argnames=("graph", "remat"))
+def _layer(graph: Any, weights: Any, *arguments: Any, remat: bool) -> Any:
+    """One layer; as a jitted function it is traced once for all layers of the same kind."""
+    call = lambda weights, *arguments: nnx.merge(graph, weights)(*arguments)  # noqa: E731
+    return (jax.checkpoint(call) if remat else call)(weights, *arguments)
 
 
 def logits(config: DecoderConfig, params: Params, hidden: Array) -> Array:

@@ -9,15 +9,15 @@ one compiled loop decodes requests, whole answers and single values alike, witho
 from __future__ import annotations
 
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 
-from ttsi_jax.model.cache import PADDING, SHARED, Cache, empty, wave_axis, write
+from ttsi_jax.model.cache import PADDING, SHARED, Cache, empty, write
 from ttsi_jax.model.config import DecoderConfig
-from ttsi_jax.model.decoder import Params, Past, Tokens, forward, logits
+from ttsi_jax.model.decoder import Params, Tokens, forward, logits
 from ttsi_jax.model.lora import Adapter
 from ttsi_jax.model.scoring import Prompted
 
@@ -42,14 +42,22 @@ class SlotTables(NamedTuple):
 
 
 class Sampling(NamedTuple):
-    """temperature 0 is greedy; otherwise the smallest set of tokens with mass `top_p` is sampled from."""
+    """One row's; temperature 0 is greedy, else the smallest set of tokens with mass `top_p` is sampled from."""
 
-    temperature: Array | float = 0.0  # float32
-    top_p: Array | float = 1.0  # float32
+    temperature: Any = 0.0  # float32
+    top_p: Any = 1.0  # float32
+
+
+class Rows(NamedTuple):
+    """What rows decode from, as they were read; every array has a leading axis E."""
+
+    prompts: Prompted
+    past: tuple[Cache, ...] = ()  # caches of a row's own before its prompt
+    adapters: Adapter | None = None  # None: the base
 
 
 class Generated(NamedTuple):
-    """What was fed, in order; -1 marks steps after the row had ended."""
+    """What a row was fed, in order; -1 marks tokens after its end."""
 
     ids: Array  # [M] int32
     slots: Array  # [M] int32: the script's slot that the token belongs to
@@ -58,12 +66,31 @@ class Generated(NamedTuple):
 
 
 class _Progress(NamedTuple):
-    """Where one row stands."""
+    """Where one row stands in its script."""
 
     slot: Array  # int32
     depth: Array  # int32, open brackets or quotes of the current free slot
     used: Array  # int32, tokens in the current free slot
-    closing: Array  # [S] int32
+
+
+class Decoding(NamedTuple):
+    """E lanes, each with a row that decodes or has ended; every array has a leading axis E."""
+
+    rows: Rows  # `prompts.logits` and `prompts.position` are those of the next token
+    own: Cache  # [M] what the row has been fed
+    n_fed: Array  # int32
+    ended: Array  # bool
+    progress: _Progress
+    generated: Generated
+
+
+class Arrivals(NamedTuple):
+    """Rows that take the lanes of ended ones: row sources[i] goes into lanes[i], for i < n_rows."""
+
+    rows: Rows
+    sources: Array  # [E] int32
+    lanes: Array  # [E] int32
+    n_rows: Array  # int32
 
 
 def nucleus(scores: Array, top_p: Array | float) -> Array:
@@ -84,14 +111,18 @@ def nucleus(scores: Array, top_p: Array | float) -> Array:
 
 
 def sample(keys: Array, scores: Array, sampling: Sampling) -> Array:
-    """One token per row from logits [E, V] with a key per row [E]; [E] int32."""
+    """One token per row from logits [E, V] with a key and a `sampling` per row [E]; [E] int32."""
+    greedy = jnp.argmax(scores, axis=-1).astype(jnp.int32)
+    warm = sampling.temperature > 0
 
-    def draw(key: Array, row: Array) -> Array:
-        return jax.random.categorical(key, nucleus(row / sampling.temperature, sampling.top_p))
+    def draw(key: Array, row: Array, temperature: Array, top_p: Array) -> Array:
+        return jax.random.categorical(key, nucleus(row / temperature, top_p))
 
-    drawn = lambda: jax.vmap(draw)(keys, scores).astype(jnp.int32)  # noqa: E731
-    greedy = lambda: jnp.argmax(scores, axis=-1).astype(jnp.int32)  # noqa: E731
-    return jax.lax.cond(jnp.asarray(sampling.temperature) > 0, drawn, greedy)
+    def drawn() -> Array:
+        temperatures = jnp.where(warm, sampling.temperature, 1.0)
+        return jnp.where(warm, jax.vmap(draw)(keys, scores, temperatures, sampling.top_p), greedy)
+
+    return jax.lax.cond(jnp.any(warm), drawn, lambda: greedy)
 
 
 def _allowed(script: Script, tables: SlotTables, row: _Progress, scores: Array) -> Array:
@@ -101,14 +132,17 @@ def _allowed(script: Script, tables: SlotTables, row: _Progress, scores: Array) 
     return jnp.where(allowed | (kind == FORCED), scores, -jnp.inf)
 
 
-def _advance(script: Script, depth_changes: Array, row: _Progress, proposal: Array) -> tuple[_Progress, Array, Array]:
-    """Takes one row's proposed token; returns its progress, the token to feed and that token's slot (-1: ended)."""
+def _advance(
+    script: Script, depth_changes: Array, row: _Progress, closing: Array, proposal: Array
+) -> tuple[_Progress, Array, Array, Array]:
+    """Takes one row's proposed token; returns its progress and `closing`, the token to feed and that token's slot (-1:
+    ended)."""
     kind = script.kinds[row.slot]
     free = kind != FORCED
     depth = row.depth + depth_changes[kind - 1, proposal]
     closed_by_model = free & (depth <= 0)
     closes = closed_by_model | (free & (row.used >= script.limits[row.slot]))
-    closing = row.closing.at[row.slot].set(jnp.where(closed_by_model, proposal, row.closing[row.slot]))
+    closing = closing.at[row.slot].set(jnp.where(closed_by_model, proposal, closing[row.slot]))
 
     slot = row.slot + closes
     ended = slot >= script.length
@@ -118,71 +152,108 @@ def _advance(script: Script, depth_changes: Array, row: _Progress, proposal: Arr
         slot=jnp.where(feeds_own | ended, slot, slot + 1),
         depth=jnp.where(feeds_own, depth, 1),
         used=jnp.where(feeds_own, row.used + 1, 0),
-        closing=closing,
     )
-    return after, fed, jnp.where(ended, -1, slot)
+    return after, closing, fed, jnp.where(ended, -1, slot)
 
 
-@partial(jax.jit, static_argnames=("config", "n_steps", "scale"))
+@partial(jax.jit, static_argnames=("n_steps", "n_slots"))
+def nothing_decoding(like: Rows, n_steps: int, n_slots: int) -> Decoding:
+    """E lanes without rows, for rows of these shapes that take up to `n_steps` tokens (M) of scripts of `n_slots`."""
+    n_rows = like.prompts.position.shape[0]
+    zeros = jnp.zeros(n_rows, jnp.int32)
+    none = lambda n: jnp.full((n_rows, n), -1, jnp.int32)  # noqa: E731
+    return Decoding(
+        rows=jax.tree.map(jnp.zeros_like, like),
+        own=jax.vmap(partial(empty, n_slots=n_steps))(like.prompts.cache),
+        n_fed=zeros,
+        ended=zeros == 0,
+        progress=_Progress(zeros, zeros, zeros),
+        generated=Generated(none(n_steps), none(n_steps), none(n_slots), zeros == 0),
+    )
+
+
+def _admit(wave: Decoding, arrivals: Arrivals, lengths: Array) -> Decoding:
+    """Puts each arriving row into its lane, where nothing is left of the row before; one row is copied at a time."""
+    n_steps, n_slots = wave.own.positions.shape[1], wave.generated.closing.shape[1]
+    one = jax.tree.map(lambda x: x[:1], arrivals.rows)
+    blank = jax.tree.map(lambda x: x[0], nothing_decoding(one, n_steps, n_slots))._replace(rows=None)
+
+    def put(index: Array, wave: Decoding) -> Decoding:
+        source, lane = arrivals.sources[index], arrivals.lanes[index]
+        row = jax.tree.map(lambda x: jax.lax.dynamic_index_in_dim(x, source, keepdims=False), arrivals.rows)
+        begins = blank._replace(rows=row, ended=lengths[lane] <= 0, progress=blank.progress._replace(depth=1))
+        return jax.tree.map(lambda old, new: jax.lax.dynamic_update_index_in_dim(old, new, lane, 0), wave, begins)
+
+    return jax.lax.fori_loop(0, arrivals.n_rows, put, wave)
+
+
+@partial(jax.jit, static_argnames=("config", "scale"), donate_argnames=("wave",))
 def decode_wave(
     config: DecoderConfig,
     params: Params,
-    prompts: Prompted,
+    wave: Decoding,
+    arrivals: Arrivals,
     scripts: Script,
     tables: SlotTables,
     keys: Array,
     sampling: Sampling,
-    past: tuple[Cache, ...] = (),
-    adapters: Adapter | None = None,
+    enough: Array,
+    common: tuple[Cache, ...] = (),
     *,
-    n_steps: int,
     scale: float = 1.0,
-) -> Generated:
-    """Decodes E rows at once until all have ended, in one device loop.
+) -> Decoding:
+    """Lets rows take the lanes of ended ones, and decodes all rows at once until `enough` lanes have ended.
+
+    One device loop. A row's result does not depend on when it arrives, which its lane is, or who else decodes.
 
     Args:
-        prompts: E prompts as `score_wave` read them, with the same adapters and past.
-        scripts: every array with a leading axis E; a row of length 0 decodes nothing.
+        wave: E lanes (donated).
+        arrivals: rows as `score_wave` read them, with the past and the adapters that they were read with.
+        scripts: of the rows in each lane; every array with a leading axis E. A row of length 0 decodes nothing.
         tables: what each kind of free slot may hold and what closes it.
-        keys: [E] one random key per row; results do not depend on other rows.
-        past: read-only caches before the prompts, with a leading axis E or without (then all rows share them).
-        adapters: leading axis E, or None for the base.
-        n_steps: most tokens a row may take, forced ones included (M).
+        keys: [E] one random key per lane; a row folds the number of its tokens so far into its own.
+        sampling: of the rows in each lane, arrays [E] float32.
+        enough: int32; E decodes all rows to their ends, 0 only lets rows arrive.
+        common: read-only caches before all rows' own, without a leading axis.
 
     Returns:
-        `Generated`, every array with a leading axis E.
+        The lanes, with what their rows have been fed. A row also ends when it has been fed M tokens.
     """
-    n_rows, n_slots = scripts.kinds.shape
-    own = jax.vmap(partial(empty, n_slots=n_steps))(prompts.cache)
+    n_steps = wave.own.positions.shape[1]
+    everyone = jnp.arange(wave.ended.shape[0])
 
-    def read(token: Tokens, past: Past, prompt: Cache, own: Cache, adapter: Adapter | None) -> tuple[Array, Cache]:
-        return forward(config, params, token, (*past, prompt, own), adapter, scale)
+    def read(token: Tokens, row: Rows, own: Cache) -> tuple[Array, Cache]:
+        return forward(config, params, token, (*common, *row.past, row.prompts.cache, own), row.adapters, scale)
 
-    def step(carry: tuple) -> tuple:
-        index, rows, ended, scores, own, out, finite = carry
-        finite = finite & (ended | jnp.all(jnp.isfinite(scores), axis=-1))
-        scores = jax.vmap(_allowed, (0, None, 0, 0))(scripts, tables, rows, scores)
-        proposal = sample(jax.vmap(jax.random.fold_in, (0, None))(keys, index), scores, sampling)
-        moved, fed, slot = jax.vmap(_advance, (0, None, 0, 0))(scripts, tables.depth_changes, rows, proposal)
+    def step(wave: Decoding) -> Decoding:
+        prompts, (ids, slots, closing, finite) = wave.rows.prompts, wave.generated
+        finite = finite & (wave.ended | jnp.all(jnp.isfinite(prompts.logits), axis=-1))
+        scores = jax.vmap(_allowed, (0, None, 0, 0))(scripts, tables, wave.progress, prompts.logits)
+        proposal = sample(jax.vmap(jax.random.fold_in)(keys, wave.n_fed), scores, sampling)
+        advance = jax.vmap(_advance, (0, None, 0, 0, 0))
+        moved, closed, fed, slot = advance(scripts, tables.depth_changes, wave.progress, closing, proposal)
         keep = jax.vmap(lambda end, old, new: jax.tree.map(lambda a, b: jnp.where(end, a, b), old, new))
-        rows = keep(ended, rows, moved)
-        ended = ended | (slot < 0)
-        ids, slots = jnp.where(ended, -1, fed), jnp.where(ended, -1, slot)
-        out = (out[0].at[:, index].set(ids), out[1].at[:, index].set(slots))
+        progress, closing = keep(wave.ended, (wave.progress, closing), (moved, closed))
+        ended = wave.ended | (slot < 0)
+        at = jnp.where(ended, n_steps, wave.n_fed)  # beyond the end: not written
+        ids, slots = (x.at[everyone, at].set(new, mode="drop") for x, new in ((ids, fed), (slots, slot)))
 
-        tokens = Tokens(
-            jnp.maximum(ids, 0)[:, None],
-            (prompts.position + index)[:, None],
-            jnp.where(ended, PADDING, SHARED)[:, None],
+        segments = jnp.where(ended, PADDING, SHARED)
+        tokens = Tokens(jnp.where(ended, 0, fed)[:, None], prompts.position[:, None], segments[:, None])
+        hidden, new = jax.vmap(read)(tokens, wave.rows, wave.own)
+        following = Prompted(logits(config, params, hidden[:, 0]), prompts.cache, prompts.position + 1)
+        n_fed = wave.n_fed + ~ended
+        return Decoding(
+            rows=wave.rows._replace(prompts=following),
+            own=jax.vmap(write)(wave.own, new, wave.n_fed),
+            n_fed=n_fed,
+            ended=ended | (n_fed >= n_steps),
+            progress=progress,
+            generated=Generated(ids, slots, closing, finite),
         )
-        hidden, new = jax.vmap(read, (0, wave_axis(past), 0, 0, 0))(tokens, past, prompts.cache, own, adapters)
-        own = jax.vmap(write, (0, 0, None))(own, new, index)
-        return index + 1, rows, ended, logits(config, params, hidden[:, 0]), own, out, finite
 
-    zeros = jnp.zeros((n_rows,), jnp.int32)
-    rows = _Progress(zeros, zeros + 1, zeros, jnp.full((n_rows, n_slots), -1, jnp.int32))
-    unfed = jnp.full((n_rows, n_steps), -1, jnp.int32)
-    carry = (jnp.zeros((), jnp.int32), rows, scripts.length <= 0, prompts.logits, own, (unfed, unfed), zeros == 0)
+    def unfinished(wave: Decoding) -> Array:
+        return (jnp.sum(wave.ended) < enough) & ~jnp.all(wave.ended)
+
     with jax.named_scope("decode"):
-        carry = jax.lax.while_loop(lambda c: (c[0] < n_steps) & ~jnp.all(c[2]), step, carry)
-    return Generated(*carry[5], carry[1].closing, carry[6])
+        return jax.lax.while_loop(unfinished, step, _admit(wave, arrivals, scripts.length))

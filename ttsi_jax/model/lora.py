@@ -10,6 +10,7 @@ Everything here is for one adapter; many of them are the same pytree with a lead
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal, NamedTuple
 
 import jax
@@ -79,13 +80,16 @@ def projection_shapes(config: DecoderConfig) -> dict[str, tuple[int, int]]:
 
 def init_adapter(key: Array, config: DecoderConfig, lora: LoraConfig) -> Adapter:
     """A fresh adapter as PEFT makes it: `a` uniform within 1 / sqrt(in), `b` zero, so that it changes nothing yet."""
-    shapes = projection_shapes(config)
+    shapes, layers = projection_shapes(config), lora.chosen(config)
+    layer_keys = jax.vmap(partial(jax.random.fold_in, key))(jnp.asarray(layers))
 
-    def init(layer: int, name: str) -> LowRank:
+    def init(name: str) -> LowRank:
+        """The factors of one projection in all layers (leading axis)."""
         n_in, n_out = shapes[name]
         bound = n_in**-0.5
-        own_key = jax.random.fold_in(jax.random.fold_in(key, layer), TARGETS.index(name))
-        a = jax.random.uniform(own_key, (n_in, lora.rank), jnp.float32, -bound, bound)
-        return LowRank(a, jnp.zeros((lora.rank, n_out), jnp.float32))
+        keys = jax.vmap(jax.random.fold_in, (0, None))(layer_keys, TARGETS.index(name))
+        draw = lambda own: jax.random.uniform(own, (n_in, lora.rank), jnp.float32, -bound, bound)  # noqa: E731
+        return LowRank(jax.vmap(draw)(keys), jnp.zeros((len(layers), lora.rank, n_out), jnp.float32))
 
-    return {layer: {name: init(layer, name) for name in lora.targets} for layer in lora.chosen(config)}
+    drawn = {name: init(name) for name in lora.targets}
+    return {layer: jax.tree.map(lambda x, i=index: x[i], drawn) for index, layer in enumerate(layers)}

@@ -56,6 +56,10 @@ class _OptaxStep:
 
     make: Callable[..., optax.GradientTransformation]
 
+    @property
+    def __name__(self) -> str:
+        return f"optax_rule({getattr(self.make, '__name__', 'ready-made')})"
+
     def __call__(
         self, loss_fn: LossFn, adapter: Adapter, state: OptaxState, batch: Batch, key: Array
     ) -> tuple[Adapter, OptaxState, Metrics]:
@@ -63,7 +67,7 @@ class _OptaxStep:
         lr = state.lr * warmup_cosine(state.step, state.n_steps, state.warmup_ratio)
         updates, optimizer = self.make(lr, **state.others).update(gradients, state.optimizer, adapter)
         adapter = jax.tree.map(jnp.add, adapter, updates)
-        return adapter, state._replace(optimizer=optimizer, step=state.step + 1), {"loss": loss, "lr": lr, **aux}
+        return adapter, state._replace(optimizer=optimizer, step=state.step + 1), {**aux, "loss": loss, "lr": lr}
 
 
 @dataclass(frozen=True)
@@ -231,4 +235,4 @@ def _ridge_step(
     rate = state.lr * warmup_cosine(state.step, state.n_steps, jnp.float32(0))
     length = rate * jax.lax.rsqrt(sum(jax.tree.leaves(slopes)) + 1e-20)
     adapter = each(lambda factors, d: factors._replace(b=factors.b - length * d), adapter, directions)
-    return adapter, state._replace(step=state.step + 1), {"loss": loss, "lr": rate, **aux}
+    return adapter, state._replace(step=state.step + 1), {**aux, "loss": loss, "lr": rate}

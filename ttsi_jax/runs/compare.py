@@ -1,103 +1,192 @@
-"""Runs side by side, with paired tests on the inputs that they share."""
+"""Groups of runs side by side, with paired tests on the inputs that they share."""
 
 import math
-import os
-from collections import Counter
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import product
 from typing import Any, NamedTuple
 
-from ttsi_jax.errors import InputError
-from ttsi_jax.runs.directory import RECORDS, config_differences, read_config, read_records, read_summary
-from ttsi_jax.runs.record import Record
-from ttsi_jax.runs.summary import base_and_final, outcome, summarise
+import numpy as np
+
+from ttsi_jax.runs import statistics
+from ttsi_jax.runs.directory import config_differences
+from ttsi_jax.runs.gate_report import GateReport, gate_report
+from ttsi_jax.runs.groups import Group, Run, group_runs, notes
+from ttsi_jax.runs.paper import Beside, beside
+from ttsi_jax.runs.record import Record, strict_json
+from ttsi_jax.runs.statistics import Array, Changes, Interval
+from ttsi_jax.runs.summary import METRICS, base_and_final
+
+BASE, FINAL = 0, 1
+CAUSES = ("parses", "function", "arguments")  # what stands between an answer and being right, in this order
 
 
-class Run(NamedTuple):
-    """A run as read from its directory; `summary` is None while it is unfinished."""
+class Cause(NamedTuple):
+    """How many inputs it fixed and broke, as means over the seeds."""
 
-    config: dict[str, Any]
-    records: list[Record]
-    summary: dict[str, Any] | None
+    fixed: float
+    broke: float
 
 
-class Paired(NamedTuple):
-    """How a run's answers differ from the first run's on the inputs that are labelled and did not fail in both."""
+class Contrast(NamedTuple):
+    """One side's answers against another's, on the inputs that are labelled and did not fail in any run of both.
 
-    fixed: int
-    broke: int
-    same: int
-    p: float  # exact two-sided McNemar
+    `causes` part the fixed calls by what was wrong before, and the broken ones by what is wrong after; their sum, fixed
+    less broke, is the difference in call accuracy.
+    """
+
+    before: str
+    after: str
+    inputs: int
+    difference: dict[str, Interval]  # by metric
+    changes: dict[str, Changes]
+    causes: dict[str, Cause]
+
+
+class Cost(NamedTuple):
+    """What a run took, as means over the seeds: seconds without compiling and without base answers that only measure,
+    tokens (None where the run did not count them), accepted pairs that adapters were trained on, and inputs that were
+    wrong with the base and are right now."""
+
+    seconds: float
+    tokens: float | None
+    examples: float
+    corrected: float
+
+
+class Compared(NamedTuple):
+    """A group with its own figures; `settings` maps each that differs to its value in the first group and here."""
+
+    group: Group
+    inputs: int
+    settings: dict[str, tuple[str, str]]
+    accuracy: dict[str, tuple[Interval, Interval]]  # by metric: with the base, and in the end
+    cost: Cost
+    gate: GateReport | None
+    paper: Beside | None
 
 
 class Comparison(NamedTuple):
-    """One run beside the first one; `settings` maps each that differs to its value in the first run and in this one."""
+    """`contrasts` hold each group against its own base, and each later one against the first."""
 
-    name: str
-    finished: bool
-    summary: dict[str, Any]
-    settings: dict[str, tuple[str, str]]
-    tool: Paired
-    call: Paired
+    groups: list[Compared]
+    contrasts: list[Contrast]
+    notes: list[str]
 
 
-def load_run(path: str | os.PathLike[str]) -> Run:
-    """Reads a run, finished or not, and changes nothing.
-
-    Raises:
-        InputError: the directory holds no run, or a damaged one.
-    """
-    path = Path(path)
-    return Run(read_config(path), list(read_records(path / RECORDS)[0].values()), read_summary(path))
+def compare(runs: Mapping[str, Run]) -> Comparison:
+    """Compares runs, grouped by `group_runs`, in the order given."""
+    groups = group_runs(runs)
+    contrasts = [_contrast(group, BASE, group, FINAL) for group in groups if _adapts(group)]
+    contrasts += [_contrast(groups[0], FINAL, group, FINAL) for group in groups[1:]]
+    return Comparison([_compared(group, groups[0]) for group in groups], contrasts, notes(runs))
 
 
-def load_runs(paths: Sequence[str | os.PathLike[str]]) -> dict[str, Run]:
-    """Reads several runs, named after their directories: by the last part of the path where that tells them apart.
-
-    Raises:
-        InputError: no directory is given, or one holds no run or a damaged one, or is given twice.
-    """
-    if not paths:
-        raise InputError("no run given; name at least one run directory")
-    resolved = [Path(path).resolve() for path in paths]
-    if twice := [str(path) for path, count in Counter(resolved).items() if count > 1]:
-        raise InputError(f"{', '.join(twice)}: given twice")
-    distinct = len({path.name for path in resolved}) == len(resolved)
-    names = [path.name if distinct else str(given) for path, given in zip(resolved, paths, strict=True)]
-    return {name: load_run(path) for name, path in zip(names, paths, strict=True)}
+def to_json(comparison: Comparison) -> str:
+    """All figures as a JSON document; what is not a number is null."""
+    return strict_json(plain(comparison), indent=1) + "\n"
 
 
-def compare(runs: Mapping[str, Run]) -> list[Comparison]:
-    """Each run beside the first one, in the order given; the first beside itself differs in nothing."""
-    if not runs:
-        return []
-    first = next(iter(runs.values()))
-    return [
-        Comparison(
-            name=name,
-            finished=run.summary is not None,
-            summary=summarise(run.records),
-            settings=config_differences(first.config, run.config),
-            tool=_paired(first.records, run.records, "tool"),
-            call=_paired(first.records, run.records, "call"),
-        )
-        for name, run in runs.items()
-    ]
+def plain(value: Any) -> Any:
+    """A comparison, or a part of it, as JSON values."""
+    if isinstance(value, Run):
+        return {"finished": value.summary is not None, "inputs": len(value.records), "config": value.config}
+    if isinstance(value, np.ndarray):
+        return value.tolist()
+    if isinstance(value, dict):
+        return {key: plain(item) for key, item in value.items()}
+    if isinstance(value, tuple | list):
+        fields = getattr(value, "_fields", None)
+        items = [plain(item) for item in value]
+        return dict(zip(fields, items, strict=True)) if fields else items
+    return value
 
 
-def mcnemar_p(fixed: int, broke: int) -> float:
-    """Exact two-sided McNemar test: how likely a split at least this uneven is if either change is a coin toss."""
-    n = fixed + broke
-    tail = sum(math.comb(n, k) for k in range(min(fixed, broke) + 1))
-    return min(1.0, 2 * tail / 2**n)
+def cause_of(calls: Sequence[Any] | None, tool: bool | None, call: bool | None) -> str | None:
+    """What keeps an answer from being right; None where nothing does."""
+    return None if call else "parses" if calls is None else "arguments" if tool else "function"
 
 
-def _paired(first: Sequence[Record], second: Sequence[Record], metric: str) -> Paired:
-    before, after = _final(first, metric), _final(second, metric)
-    outcomes = Counter(outcome(before[id], after[id]) for id in before.keys() & after.keys())
-    fixed, broke = outcomes["fixed"], outcomes["broke"]
-    return Paired(fixed, broke, outcomes["same"], mcnemar_p(fixed, broke))
+def _compared(group: Group, first: Group) -> Compared:
+    shared = _shared(group)
+    accuracy = {}
+    for metric in METRICS:
+        rows = [_right(group, shared, metric, side) for side in (BASE, FINAL)]
+        # Only a task without any right function has inputs that are labelled but have no right pick.
+        known = ~np.isnan(np.concatenate(rows)).any(0)
+        accuracy[metric] = tuple(statistics.accuracy(right[:, known]) for right in rows)
+    inputs = max(len(run.records) for run in group.runs.values())
+    settings = config_differences({**first.config, "seed": None}, {**group.config, "seed": None})
+    return Compared(
+        group, inputs, settings, accuracy, _cost(group), gate_report(group.runs.values()), beside(group.config, inputs)
+    )
 
 
-def _final(records: Sequence[Record], metric: str) -> dict[str, bool | None]:
-    return {record.id: base_and_final(record, metric)[1] for record in records if record.error is None}
+def _contrast(first: Group, side: int, second: Group, other: int) -> Contrast:
+    shared = _shared(first, second)
+    same_seeds = first.seeds == second.seeds
+    difference, changes = {}, {}
+    for metric in ("tool", "call"):
+        before, after = _right(first, shared, metric, side), _right(second, shared, metric, other)
+        difference[metric] = statistics.difference(before, after, same_seeds=same_seeds)
+        changes[metric] = statistics.changes(before, after)
+    firsts, seconds = ([_by_id(run) for run in group.runs.values()] for group in (first, second))
+    pairs = list(zip(firsts, seconds, strict=True) if same_seeds else product(firsts, seconds))
+    fixed: dict[str, int] = dict.fromkeys(CAUSES, 0)
+    broke = fixed.copy()
+    for one, another in pairs:
+        for id in shared:
+            before, after = _cause(one[id], side), _cause(another[id], other)
+            if before and not after:
+                fixed[before] += 1
+            if after and not before:
+                broke[after] += 1
+    causes = {name: Cause(fixed[name] / len(pairs), broke[name] / len(pairs)) for name in CAUSES}
+    names = (f"{first.name}: base", "final") if side == BASE else (first.name, second.name)
+    return Contrast(*names, len(shared), difference, changes, causes)
+
+
+def _adapts(group: Group) -> bool:
+    return any(record.adapted for run in group.runs.values() for record in run.records) or (
+        group.config.get("method") != "base"
+    )
+
+
+def _shared(*groups: Group) -> list[str]:
+    """The inputs that are labelled and did not fail in every run, in the first run's order."""
+    records = [_by_id(run) for group in groups for run in group.runs.values()]
+    return [id for id in records[0] if all(_labelled(own.get(id)) for own in records)]
+
+
+def _labelled(record: Record | None) -> bool:
+    return record is not None and record.error is None and None not in base_and_final(record, "call")
+
+
+def _right(group: Group, ids: Iterable[str], metric: str, side: int) -> Array:
+    """Whether answers are right, `[S, N]`; NaN where that is not known."""
+    ids = list(ids)
+    found = [[base_and_final(own[id], metric)[side] for id in ids] for own in map(_by_id, group.runs.values())]
+    return np.array(found, np.float64).reshape(len(group.runs), len(ids))
+
+
+def _cause(record: Record, side: int) -> str | None:
+    if side == BASE:
+        return cause_of(record.base_calls, record.tool_correct_base, record.call_correct_base)
+    return cause_of(record.calls, record.tool_correct, record.call_correct)
+
+
+def _cost(group: Group) -> Cost:
+    records = [record for run in group.runs.values() for record in run.records]
+    n = len(group.runs)
+    seconds = math.fsum(value for record in records for stage, value in record.seconds.items() if _counts(stage))
+    counted = [value for record in records for stage, value in record.tokens.items() if _counts(stage)]
+    examples = sum(pair["accepted"] for record in records if record.adapted for pair in record.synthetic)
+    corrected = sum(_labelled(record) and base_and_final(record, "call") == (False, True) for record in records)
+    return Cost(seconds / n, sum(counted) / n if counted else None, examples / n, corrected / n)
+
+
+def _counts(stage: str) -> bool:
+    return stage != "base_answer"
+
+
+def _by_id(run: Run) -> dict[str, Record]:
+    return {record.id: record for record in run.records}

@@ -4,7 +4,7 @@ import json
 import re
 from dataclasses import MISSING, dataclass, field, fields
 from types import UnionType
-from typing import Any, TypedDict, get_args, get_origin, get_type_hints, is_typeddict
+from typing import Any, NotRequired, TypedDict, get_args, get_origin, get_type_hints, is_typeddict
 
 _LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 
@@ -14,13 +14,21 @@ class Call(TypedDict):
     arguments: dict[str, Any]
 
 
+class Sample(TypedDict):
+    """An answer that the model sampled, and what it was worth."""
+
+    text: str
+    reward: float
+
+
 class Pair(TypedDict):
-    """One written pair; `reason` says why it was dropped."""
+    """One written pair; `reason` says why it was dropped. `samples` are there where the loss asked for some."""
 
     query: str
     calls: list[Call]
     accepted: bool
     reason: str | None
+    samples: NotRequired[list[Sample]]
 
 
 @dataclass(frozen=True)
@@ -31,7 +39,10 @@ class Record:
     the same name without the suffix is the final outcome, which is the base's for an input that was not adapted.
     `uncertainty` is the gate's certainty: 1 is sure, and below tau the input is uncertain. `log_likelihoods` are means
     over tokens where the run asked for that.
-    `seconds` holds the seconds that this input took per stage: score, synthesize, adapt, answer.
+    `seconds` holds the seconds that this input took per stage: score, synthesize, adapt, answer; `tokens` the tokens
+    that it had the model read (cached prefixes too), train on and write there. `fingerprint` is equal in duplicates,
+    and `unmatchable` says why no answer can be right. `calls` is None for an answer that cannot be read as calls; where
+    none is right and it is in words, it counts as correct all the same.
     """
 
     id: str
@@ -39,6 +50,7 @@ class Record:
     query: str | list[dict[str, Any]]
     n_prompt_tokens: int | None = None
     candidates: list[str] = field(default_factory=list)
+    fingerprint: str | None = None
     log_likelihoods: list[float | None] = field(default_factory=list)
     probabilities: list[float | None] = field(default_factory=list)
     uncertainty: float | None = None
@@ -60,11 +72,13 @@ class Record:
     reason: str | None = None
     evidence: dict[str, float | bool | None] = field(default_factory=dict)  # see `ttsi_jax.quality.accept.Evidence`
     gold: list[Call] | None = None
+    unmatchable: str | None = None
     tool_correct_base: bool | None = None
     call_correct_base: bool | None = None
     tool_correct: bool | None = None
     call_correct: bool | None = None
     seconds: dict[str, float] = field(default_factory=dict)
+    tokens: dict[str, int] = field(default_factory=dict)
     error: str | None = None
 
 
@@ -115,16 +129,18 @@ def _is(value: Any, kind: Any) -> bool:
         members = get_type_hints(kind)
         return (
             isinstance(value, dict)
-            and value.keys() == members.keys()
-            and all(_is(value[name], member) for name, member in members.items())
+            and kind.__required_keys__ <= value.keys() <= members.keys()
+            and all(_is(value[name], members[name]) for name in value)
         )
     if get_origin(kind) is list:
         return isinstance(value, list) and all(_is(item, inner[0]) for item in value)
     if get_origin(kind) is dict:
         return isinstance(value, dict) and all(_is(item, inner[1]) for item in value.values())
-    if kind is bool or not isinstance(value, bool):
-        return isinstance(value, int | float if kind is float else kind)
-    return False
+    if isinstance(value, bool):
+        return kind is bool
+    if isinstance(value, int):
+        return kind in (int, float) and value.bit_length() < 1024  # more is no figure: no float can hold it
+    return isinstance(value, kind)
 
 
 def _name(kind: Any) -> str:

@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any, Literal
 
-from ttsi_jax.runs.record import Pair, Record, strict_json
+from ttsi_jax.runs.record import Pair, Record
 
 METRICS = ("pick", "tool", "call")
 Outcome = Literal["fixed", "broke", "same"]
@@ -31,8 +31,9 @@ def summarise(records: Sequence[Record]) -> dict[str, Any]:
         `*_accuracy_base` and `*_accuracy` are shares of the labelled records, None where there are none; `correct` and
         `labelled` hold their counts under the same names. `fixed` and `broke` speak of call correctness. `usable_share`
         is the share of uncertain inputs with an accepted pair. `reasons` counts why pairs were rejected and why inputs
-        ended as they did. `duplicates` counts inputs with the query and candidates of an earlier one. `timed` counts
-        the inputs that went through a stage of `seconds`.
+        ended as they did. `one_candidate`, `duplicates` (the conversation and functions of an earlier input) and
+        `unmatchable` (no answer can be right) count inputs whose figures mean less. `timed` counts the inputs that went
+        through a stage of `seconds`.
     """
     sound = [record for record in records if record.error is None]
     uncertain = [record for record in sound if record.uncertain]
@@ -45,7 +46,8 @@ def summarise(records: Sequence[Record]) -> dict[str, Any]:
         "failed": len(records) - len(sound),
         "uncertain": len(uncertain),
         "one_candidate": sum(len(record.candidates) == 1 for record in sound),
-        "duplicates": len(sound) - len({strict_json([record.query, record.candidates]) for record in sound}),
+        "duplicates": len(sound) - len({record.fingerprint or record.id for record in sound}),
+        "unmatchable": sum(record.unmatchable is not None for record in sound),
         "adapted": sum(record.adapted for record in sound),
         "reverted": sum(record.reverted for record in sound),
         "fixed": changes["call"]["fixed"],

@@ -1,4 +1,4 @@
-"""What a summary or a comparison shows as tables, and those tables for the terminal."""
+"""What a run's summary shows as tables, and tables for the terminal."""
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -7,8 +7,8 @@ from typing import Any, Literal, NamedTuple
 from rich.table import Table
 from rich.text import Text
 
-from ttsi_jax.runs.compare import Comparison, Paired, Run, compare, mcnemar_p
 from ttsi_jax.runs.record import Record, strict_json
+from ttsi_jax.runs.statistics import mcnemar_p
 from ttsi_jax.runs.summary import METRICS
 
 # What a terminal would obey instead of showing it (but for line ends and tabs), or could not encode.
@@ -23,10 +23,12 @@ def shown(text: str, at_most: int = 4000) -> Text:
 
 
 class Rows(NamedTuple):
-    """A table as plain text; the first column is made of names, the others of figures."""
+    """A table as plain text; the first column is made of names, the others of figures. `note` explains them."""
 
     headings: tuple[str, ...]
     rows: list[tuple[str, ...]]
+    title: str = ""
+    note: str = ""
 
 
 def summary_table(summary: Mapping[str, Any], title: str) -> Table:
@@ -34,7 +36,7 @@ def summary_table(summary: Mapping[str, Any], title: str) -> Table:
     table = Table.grid(padding=(0, 0, 1, 0))
     table.title = shown(title)
     for rows in (accuracies(summary), counts(summary), stages(summary)):
-        table.add_row(_rendered(rows))
+        table.add_row(rendered(rows))
     return table
 
 
@@ -48,12 +50,7 @@ def examples_table(records: Sequence[Record], n: int = 3) -> Table:
         pairs = [f"{pair['query']}\n→ {_calls(pair['calls'])}" for pair in record.synthetic if pair["accepted"]]
         before, after = _marked(record, "base_calls", "_base"), _marked(record, "calls", "")
         rows.append((str(record.query), f"{record.uncertainty:.2f}", "\n".join(pairs), before, after))
-    return _rendered(Rows(headings, rows), justify="left")
-
-
-def comparison_table(runs: Mapping[str, Run]) -> Table:
-    """One row per run: its own accuracies, and its final answers beside the first run's on the inputs both have."""
-    return _rendered(side_by_side(compare(runs)))
+    return rendered(Rows(headings, rows), justify="left")
 
 
 def plain_table(headings: Sequence[str], rows: Iterable[Iterable[object]]) -> Table:
@@ -62,7 +59,7 @@ def plain_table(headings: Sequence[str], rows: Iterable[Iterable[object]]) -> Ta
     texts = [
         tuple(words[value] if value is None or isinstance(value, bool) else str(value) for value in row) for row in rows
     ]
-    return _rendered(Rows(tuple(headings), texts), justify="left")
+    return rendered(Rows(tuple(headings), texts), justify="left")
 
 
 def accuracies(summary: Mapping[str, Any]) -> Rows:
@@ -76,9 +73,19 @@ def accuracies(summary: Mapping[str, Any]) -> Rows:
 
 
 def counts(summary: Mapping[str, Any]) -> Rows:
-    names = ("n", "failed", "uncertain", "adapted", "reverted", "synthetic_written", "synthetic_accepted")
-    headings = ("inputs", "failed", "uncertain", "adapted", "reverted", "pairs written", "pairs accepted")
-    return Rows(headings, [tuple(str(summary[name]) for name in names)])
+    headings = {
+        "n": "inputs",
+        "failed": "failed",
+        "duplicates": "duplicates",
+        "one_candidate": "one candidate",
+        "unmatchable": "unmatchable",
+        "uncertain": "uncertain",
+        "adapted": "adapted",
+        "reverted": "reverted",
+        "synthetic_written": "pairs written",
+        "synthetic_accepted": "pairs accepted",
+    }
+    return Rows(tuple(headings.values()), [tuple(str(summary[name]) for name in headings)])
 
 
 def stages(summary: Mapping[str, Any]) -> Rows:
@@ -89,31 +96,11 @@ def stages(summary: Mapping[str, Any]) -> Rows:
     return Rows(("stage", "inputs", "seconds", "per input"), rows)
 
 
-def side_by_side(comparisons: Sequence[Comparison]) -> Rows:
-    rows = []
-    for position, run in enumerate(comparisons):
-        changes = [_change(run.summary, metric) for metric in METRICS]
-        paired = (_paired(run.tool), _paired(run.call)) if position else ("", "")
-        settings = "\n".join(f"{name} {value}" for name, (_, value) in run.settings.items())
-        name = run.name if run.finished else f"{run.name} (unfinished)"
-        rows.append((name, str(run.summary["n"]), *changes, *paired, settings))
-    return Rows(("run", "inputs", *METRICS, "tool, against the first", "call, against the first", "differs in"), rows)
-
-
 def _accuracy(summary: Mapping[str, Any], name: str) -> str:
     """Such as `72.4 % (213/294)`; a dash where nothing is labelled."""
     if summary[name] is None:
         return "–"
     return f"{100 * summary[name]:.1f} % ({summary['correct'][name]}/{summary['labelled'][name]})"
-
-
-def _change(summary: Mapping[str, Any], metric: str) -> str:
-    return f"{_accuracy(summary, f'{metric}_accuracy_base')} → {_accuracy(summary, f'{metric}_accuracy')}"
-
-
-def _paired(paired: Paired) -> str:
-    """Such as `+5 −2 of 294, p 0.45`."""
-    return f"+{paired.fixed} −{paired.broke} of {paired.fixed + paired.broke + paired.same}, p {paired.p:.2g}"
 
 
 def _marked(record: Record, calls: str, suffix: str) -> str:
@@ -130,9 +117,10 @@ def _calls(calls: Sequence[Mapping[str, Any]] | None) -> str:
     return "; ".join(f"{call['name']}({arguments})" for call, arguments in zip(calls, written, strict=True))
 
 
-def _rendered(rows: Rows, justify: Literal["left", "right"] = "right") -> Table:
+def rendered(rows: Rows, justify: Literal["left", "right"] = "right") -> Table:
     """A table for the terminal; `justify` is for all columns but the first."""
-    table = Table()
+    table = Table(title=shown(rows.title) if rows.title else None, title_justify="left")
+    table.caption, table.caption_justify = (shown(rows.note) if rows.note else None), "left"
     for column, heading in enumerate(rows.headings):
         table.add_column(heading, justify=justify if column else "left", overflow="fold")
     for row in rows.rows:

@@ -1,7 +1,9 @@
 """Benchmarks: readers of task files, call parsing and checking, metrics."""
 
-from ttsi_jax.tasks.calls import CallSyntaxError, parse_calls, render_call
+from ttsi_jax.tasks.calls import CallSyntaxError, NoCallError, parse_calls, render_call
+from ttsi_jax.tasks.downloads import fetch
 from ttsi_jax.tasks.example import Call, Example, GoldCall, Task, Tool
+from ttsi_jax.tasks.faults import Faults, count_faults, unmatchable
 from ttsi_jax.tasks.metrics import MicroF1, call_correct, micro_f1, normalise, tool_correct
 from ttsi_jax.tasks.registry import TASK_NAMES, TaskInfo, describe_tasks, load_task
 from ttsi_jax.tasks.schema import SchemaError, check_call, normalise_parameters
@@ -11,15 +13,19 @@ __all__ = [
     "Call",
     "CallSyntaxError",
     "Example",
+    "Faults",
     "GoldCall",
     "MicroF1",
+    "NoCallError",
     "SchemaError",
     "Task",
     "TaskInfo",
     "Tool",
     "call_correct",
     "check_call",
+    "count_faults",
     "describe_tasks",
+    "fetch",
     "load_task",
     "micro_f1",
     "normalise",
@@ -27,4 +33,5 @@ __all__ = [
     "parse_calls",
     "render_call",
     "tool_correct",
+    "unmatchable",
 ]

@@ -29,6 +29,7 @@ CATEGORIES = (
 )
 _ALIASES = {"simple": "simple_python"}
 _MAX_ALTERNATIVES = 4096
+INSTALL = "pip install --no-deps bfcl-eval"
 
 
 def load_bfcl(category: str) -> Task:
@@ -67,7 +68,7 @@ def data_folder() -> Path:
     try:
         return Path(str(metadata.distribution("bfcl-eval").locate_file("bfcl_eval/data")))
     except metadata.PackageNotFoundError:
-        raise InputError("BFCL tasks need the package bfcl-eval: pip install --no-deps bfcl-eval") from None
+        raise InputError(f"BFCL tasks need the package bfcl-eval: {INSTALL}") from None
 
 
 def _newest(folder: Path, category: str) -> Path:

@@ -24,6 +24,10 @@ class CallSyntaxError(ValueError):
     """A text that holds no function call, or a malformed one; the message is a short reason."""
 
 
+class NoCallError(CallSyntaxError):
+    """A text that does not even begin a function call, such as one in words."""
+
+
 def parse_calls(text: str) -> list[Call]:
     """Reads the function calls in a model's answer.
 
@@ -39,19 +43,21 @@ def parse_calls(text: str) -> list[Call]:
         The calls in the order of the text; `[]` only for an explicit empty list.
 
     Raises:
-        CallSyntaxError: for a text without a call, a malformed call, over `MAX_LENGTH` characters or nested too deep.
+        CallSyntaxError: for a malformed call, over `MAX_LENGTH` characters or nested too deep; as `NoCallError` for a
+            text without a call.
     """
     if len(text) > MAX_LENGTH:
         raise CallSyntaxError(f"the answer is longer than {MAX_LENGTH} characters")
     text = text.strip()
     if not text:
-        raise CallSyntaxError("the answer is empty")
+        raise NoCallError("the answer is empty")
     try:
         calls = _first_json_calls(text) if _JSON_START.match(text) else _calls_of_other_forms(text)
     except strict_json.JsonError as error:
         raise CallSyntaxError(str(error)) from None
     if calls is None:
-        raise CallSyntaxError("no function call found")
+        begun = _JSON_START.search(text) is not None
+        raise (CallSyntaxError if begun else NoCallError)("no function call found")
     return calls
 
 
@@ -155,6 +161,8 @@ def _dotted_name(node: ast.expr) -> str:
     while isinstance(node, ast.Attribute):
         parts.append(node.attr)
         node = node.value
+        if len(parts) > strict_json.MAX_DEPTH:  # how deep Python itself reads differs between its versions
+            raise CallSyntaxError(f"nested more than {strict_json.MAX_DEPTH} levels deep")
     if not isinstance(node, ast.Name):
         raise CallSyntaxError("the function is not given by its name")
     return ".".join([node.id, *reversed(parts)])

@@ -1,6 +1,7 @@
 """What the readers of task files share: one decoded entry becomes an example, or a sentence that says why it cannot."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Container, Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,7 +23,7 @@ class Entry(NamedTuple):
 
     Attributes:
         where: file and line or entry number, for messages.
-        default_id: the example's id if the entry has none.
+        default_id: the example's id if the entry has none, or cannot be used.
         value: the decoded entry, or a `JsonError` that kept it from being decoded.
     """
 
@@ -32,9 +33,8 @@ class Entry(NamedTuple):
 
 
 def collect(name: str, entries: Iterable[Entry], read: Callable[[Entry], Example]) -> Task:
-    """Reads every entry; what cannot be read becomes a problem and leaves the others alone."""
+    """Reads every entry; one that cannot be used becomes an example with a problem and leaves the others alone."""
     examples: list[Example] = []
-    problems: list[str] = []
     used_at: dict[str, str] = {}
     for entry in entries:
         try:
@@ -46,11 +46,18 @@ def collect(name: str, entries: Iterable[Entry], read: Callable[[Entry], Example
             if example.id in used_at:
                 raise EntryError(f"the id {example.id!r} is already used in {used_at[example.id]}")
         except EntryError as error:
-            problems.append(f"{entry.where}: {error}")
-            continue
-        used_at[example.id] = entry.where
+            example = Example(entry.default_id, (), (), None, problem=f"{entry.where}: {error}")
+        else:
+            used_at[example.id] = entry.where
         examples.append(example)
-    return Task(name, tuple(examples), tuple(problems))
+    return Task(name, tuple(_with_own_id(example, used_at) for example in examples))
+
+
+def _with_own_id(example: Example, used: Container[str]) -> Example:
+    """An entry that cannot be used leaves its id to one that has it; two of them have different places."""
+    while example.problem is not None and example.id in used:
+        example = replace(example, id=f"{example.id} (unusable)")
+    return example
 
 
 def read_bytes(path: Path) -> bytes:

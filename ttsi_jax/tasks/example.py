@@ -58,17 +58,20 @@ class Example:
         messages: `{"role", "content"}` turns, roles system, user or assistant, at least one of them the user's.
         tools: the candidates, in the file's order; names are unique.
         gold: the right calls; `()` where calling nothing is right, None where there is no label.
+        problem: why this line or entry of a file cannot be used, which stands in for all but the id; else None.
     """
 
     id: str
     messages: tuple[dict[str, str], ...]
     tools: tuple[Tool, ...]
     gold: tuple[GoldCall, ...] | None
+    problem: str | None = None
 
     @property
     def query(self) -> str:
-        """The last thing the user said."""
-        return next(message["content"] for message in reversed(self.messages) if message["role"] == "user")
+        """The last thing the user said; nothing in an input with a problem."""
+        said = (message["content"] for message in reversed(self.messages) if message["role"] == "user")
+        return next(said, "")
 
 
 @dataclass(frozen=True)
@@ -76,9 +79,18 @@ class Task:
     """A named list of inputs.
 
     Attributes:
-        problems: one sentence for each line or entry that could not be used; the others are in `examples`.
+        examples: in the file's order; a line or entry that cannot be used keeps its place, with its `problem`.
     """
 
     name: str
     examples: tuple[Example, ...]
-    problems: tuple[str, ...] = ()
+
+    @property
+    def usable(self) -> tuple[Example, ...]:
+        """The inputs without a problem."""
+        return tuple(example for example in self.examples if example.problem is None)
+
+    @property
+    def problems(self) -> tuple[str, ...]:
+        """One sentence for each line or entry that cannot be used; it names the file and the line."""
+        return tuple(example.problem for example in self.examples if example.problem is not None)

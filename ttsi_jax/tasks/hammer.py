@@ -20,8 +20,8 @@ def load_hammer(path: Path, name: str | None = None) -> Task:
         name: the task's name; the file's own if None.
 
     Raises:
-        InputError: if the file cannot be read or is not a JSON array. An unusable entry is a problem of the task
-        instead.
+        InputError: if the file cannot be read or is not a JSON array. An unusable entry is an example
+        with a problem instead.
     """
     name = name or path.stem
     try:

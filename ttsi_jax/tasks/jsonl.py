@@ -17,7 +17,7 @@ def load_jsonl(path: Path) -> Task:
     """Reads a task file in the form above; the task has the file's name.
 
     Raises:
-        InputError: if the file cannot be read. An unusable line is a problem of the task instead.
+        InputError: if the file cannot be read. An unusable line is an example with a problem instead.
     """
     return collect(path.stem, json_lines(path), _read)
 

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ttsi_jax.testing.contract import ContractError, check_pure, explained, finite, same_values
+from ttsi_jax.testing.contract import ContractError, check_arguments, check_pure, explained, finite, same_values
 from ttsi_jax.uncertainty import Estimator
 
 _CASES = {  # log-likelihoods in nats, smallest cases first
@@ -27,7 +27,8 @@ def check_estimator(estimator: Estimator) -> None:
     """Checks that an estimator is what the gate takes it for.
 
     It can be traced, is pure, gives a float32 scalar within [0, 1] for any number of candidates, does not see what is
-    outside the mask, does not depend on the candidates' order or on other inputs, and is the same under vmap.
+    outside the mask, does not depend on the candidates' order or on other inputs, and is the same under vmap. Returns
+    nothing where all is well.
 
     >>> from ttsi_jax.uncertainty import margin
     >>> check_estimator(margin)
@@ -42,6 +43,7 @@ def check_estimator(estimator: Estimator) -> None:
         scores[: len(values)] = values
         return jnp.asarray(scores), jnp.arange(size) < len(values)
 
+    check_arguments(what, "it", estimator, "log_likelihoods", "mask")
     check_pure(what, estimator, *padded([-1.0]))
     one, wave = jax.jit(estimator), jax.jit(jax.vmap(estimator))
     found: dict[str, Any] = {}
@@ -69,6 +71,7 @@ def check_estimator_shapes(estimator: Estimator) -> None:
         ContractError: with the line at fault.
     """
     what = f"estimator '{getattr(estimator, '__name__', type(estimator).__name__)}'"
+    check_arguments(what, "it", estimator, "log_likelihoods", "mask")
     with explained(what):
         found = jax.eval_shape(estimator, jnp.zeros(2), jnp.ones(2, bool))
     if getattr(found, "shape", None) != ():

@@ -16,29 +16,27 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from ttsi_jax.adaptation import bind_forward
-from ttsi_jax.model.cache import PADDING, SHARED
-from ttsi_jax.model.decoder import Tokens
-from ttsi_jax.model.lora import Adapter, LoraConfig, LowRank, init_adapter
-from ttsi_jax.rules.interface import Batch, Extra, Loss, LossFn, UpdateRule, needed
+from ttsi_jax.model.lora import Adapter, LowRank
+from ttsi_jax.rules.interface import Batch, Loss, LossFn, UpdateRule, needed
 from ttsi_jax.rules.losses import answer_cross_entropy
-from ttsi_jax.testing.contract import ContractError, check_pure, explained, finite, same_types, same_values
-from ttsi_jax.testing.tiny import tiny_model
+from ttsi_jax.testing.contract import ContractError, check_pure, explained, finite, same_values
+from ttsi_jax.testing.examples import bound, stack, training_example
+from ttsi_jax.testing.shapes import STEPS, check_shapes, python_numbers
 
-_LORA = LoraConfig(rank=2, alpha=4.0, targets=("q", "down"))
 _CLOSE = 1e-3  # of a change's norm: sums in another order round differently, and some rules divide by a gradient's size
-_STEPS = 3
 _AVERAGE = (
-    "Average with batch.weights (padding has weight 0), and leave out tokens whose batch.tokens.segments is PADDING."
+    "Average with batch.weights (padding has weight 0), and leave out tokens where batch.tokens.segments is "
+    "ttsi.PADDING (-1)."
 )
+_SMALL_GRADIENT = "There a gradient is 0: add a small number where you divide by its norm or take its root."
 
 
 def check_rule(rule: UpdateRule | Callable[..., UpdateRule]) -> None:
     """Checks that an update rule is what the library takes it for.
 
     It can be traced, is pure, keeps the types and sizes of its state, is compiled once whatever its step or rate,
-    begins anew at every `init`, stays finite, and gives an example the same whatever its padding, whoever shares its
-    wave, and whether it runs in a wave or alone.
+    begins anew at every `init`, stays finite, reports the loss before each step, and gives an example the same whatever
+    its padding, whoever shares its wave, and whether it runs in a wave or alone. Returns nothing where all is well.
 
     >>> from ttsi_jax.rules import adamw
     >>> check_rule(adamw)
@@ -52,12 +50,13 @@ def check_rule(rule: UpdateRule | Callable[..., UpdateRule]) -> None:
     what = f"update rule '{_name(rule)}'"
     if not isinstance(rule, UpdateRule):
         rule = _same_program(what, rule)
-    _check(what, rule, answer_cross_entropy)
+    trained = _check(what, rule, answer_cross_entropy)
+    _check_reported(what, trained)
 
 
 def check_loss(loss: Loss) -> None:
     """Checks that a loss is what the library takes it for: the properties of `check_rule`, and that it is a float32
-    scalar with a gradient.
+    scalar with a gradient. Returns nothing where all is well.
 
     >>> from ttsi_jax.rules import dpo
     >>> check_loss(dpo)
@@ -67,33 +66,10 @@ def check_loss(loss: Loss) -> None:
     """
     what = f"loss '{_name(loss)}'"
     _check(what, UpdateRule(_init_descent, _descend), loss)
-    adapter, batch, key = _example(0, needed(loss))
-    gradient = jax.jit(jax.grad(lambda adapter: _bound(loss)(adapter, batch, key)[0]))(adapter)
+    adapter, batch, key = training_example(0, needed(loss))
+    gradient = jax.jit(jax.grad(lambda adapter: bound(loss)(adapter, batch, key)[0]))(adapter)
     if not any(np.any(leaf) for leaf in jax.tree.leaves(gradient)):
         raise ContractError(f"{what} has no gradient: it is zero in every factor. Does it ask forward(adapter, ...)?")
-
-
-def check_shapes(what: str, rule: UpdateRule, loss: Loss) -> None:
-    """The quick part of the checks, without compiling anything: can it be traced, and do its types stay?
-
-    Raises:
-        ContractError: with the line at fault.
-    """
-    adapter, batch, key = _example(0, needed(loss))
-    with explained(what):
-        state = jax.eval_shape(rule.init, adapter, jnp.int32(_STEPS))
-        value = jax.eval_shape(_bound(loss), adapter, batch, key)
-    if not (isinstance(value, tuple) and len(value) == 2 and isinstance(value[1], dict)):
-        raise ContractError(f"{what}: a loss returns (scalar, dict of scalars), not {value}")
-    if value[0].shape != () or value[0].dtype != jnp.float32:
-        raise ContractError(f"{what}: the loss is {value[0].dtype}{list(value[0].shape)}, not a float32 scalar")
-    with explained(what):
-        found = jax.eval_shape(partial(rule.step, _bound(loss)), adapter, state, batch, key)
-    if not (isinstance(found, tuple) and len(found) == 3 and isinstance(found[2], dict) and "loss" in found[2]):
-        raise ContractError(f"{what}: a step returns (adapter, state, metrics with 'loss'), not {found}")
-    same_types(what, "changes the adapter's shape", adapter, found[0], "A step keeps the pytree that it was given.")
-    hint = "The state is carried through a scan: arrays of the same shape and dtype, from `init` on."
-    same_types(what, "changes its state's size", state, found[1], hint)
 
 
 class _Trained(NamedTuple):
@@ -103,21 +79,23 @@ class _Trained(NamedTuple):
     losses: list[Array]
 
 
-def _check(what: str, rule: UpdateRule, loss: Loss) -> None:
-    extras, loss_fn = needed(loss), _bound(loss)
+def _check(what: str, rule: UpdateRule, loss: Loss) -> _Trained:
+    """All properties but those of a rule or a loss alone; returns the first example's training."""
+    extras, loss_fn = needed(loss), bound(loss)
     check_shapes(what, rule, loss)
-    adapter, batch, key = example = _example(0, extras)
-    state = rule.init(adapter, jnp.int32(_STEPS))
+    adapter, batch, key = example = training_example(0, extras)
+    state = rule.init(adapter, jnp.int32(STEPS))
     check_pure(what, partial(rule.step, loss_fn), adapter, state, batch, key)
 
     step = jax.jit(partial(rule.step, loss_fn), compiler_options=_quick())
 
     def train(
-        adapter: Adapter, batch: Batch, key: Array, take: Callable[..., Any] = step, vmap: bool = False
+        adapter: Adapter, batch: Batch, key: Array, take: Callable[..., Any] = step, steps: int = STEPS
     ) -> _Trained:
-        n_steps = jnp.full(key.shape, _STEPS, jnp.int32)
-        state, trained = (jax.vmap(rule.init) if vmap else rule.init)(adapter, n_steps), _Trained([], [])
-        for _ in range(_STEPS):
+        n_steps = jnp.full(key.shape, steps, jnp.int32)
+        init = jax.vmap(rule.init) if key.ndim else rule.init
+        state, trained = init(adapter, n_steps), _Trained([], [])
+        for _ in range(steps):
             adapter, state, metrics = take(adapter, state, batch, key)
             trained.adapters.append(adapter)
             trained.losses.append(metrics["loss"])
@@ -126,22 +104,32 @@ def _check(what: str, rule: UpdateRule, loss: Loss) -> None:
     with explained(what):
         alone = train(*example)
         if (n := _n_compiled(step)) != 1:
-            raise ContractError(f"{what} is compiled {n} times in {_STEPS} steps: keep no Python numbers in the state")
+            numbers = ", ".join(python_numbers(state)) or "what changes its type there"
+            raise ContractError(
+                f"{what} is compiled {n} times in {STEPS} steps: make an array with a dtype of {numbers} in `init`, "
+                f"such as jnp.float32(0.1) or jnp.int32(0), not a Python number"
+            )
         again = train(*example)
     _same_training(what, "does not reset", example[0], alone, again, "the same example once more", 0.0,
                    "What an example learned may live in its state alone; `init` starts from nothing.")  # fmt: skip
 
     fresh = {layer: {name: LowRank(x.a, 0 * x.b) for name, x in own.items()} for layer, own in adapter.items()}
     empty = batch._replace(weights=0 * batch.weights)
-    for case, args in {"a fresh adapter (b = 0)": (fresh, batch), "an answer of weight 0": (adapter, empty)}.items():
-        trained = train(args[0], args[1], key)
-        for index in range(_STEPS):
-            values = {"adapter": trained.adapters[index], "loss": trained.losses[index]}
-            hint = "There a gradient is 0: add a small number where you divide by its norm or take its root."
-            finite(what, values, f"{case}, step {index + 1}", hint)
+    cases = {
+        "a fresh adapter (b = 0)": (fresh, batch, _SMALL_GRADIENT),
+        "an answer of weight 0": (adapter, empty, "There sum(batch.weights) is 0: divide by jnp.maximum(it, 1.0)."),
+    }
+    for case, (start, own, hint) in cases.items():
+        trained = train(start, own, key)
+        for index in range(STEPS):
+            now = f"{case}, step {index + 1}"
+            finite(what, {"loss": trained.losses[index]}, now, hint)
+            finite(what, {"adapter": trained.adapters[index]}, now, _SMALL_GRADIENT)
+    hint = "n_steps may be 1: a schedule that divides by n_steps - 1 needs jnp.maximum(n_steps - 1, 1)."
+    finite(what, {"adapter": train(*example, steps=1).adapters}, "n_steps = 1, the only step", hint)
 
-    padded = _example(0, extras, n_padding=1)
-    other = train(*_example(0, extras, n_padding=1, filler=5))
+    padded = training_example(0, extras, n_padding=1)
+    other = train(*training_example(0, extras, n_padding=1, filler=5))
     longer = train(*padded)
     case = "what stands in one padding token and one padding label"
     _same_training(what, "reads padding", adapter, longer, other, case, 0.0, _AVERAGE)
@@ -149,22 +137,42 @@ def _check(what: str, rule: UpdateRule, loss: Loss) -> None:
     _same_training(what, "is not padding invariant", adapter, alone, longer, case, _CLOSE, _AVERAGE)
 
     wave = jax.jit(jax.vmap(partial(rule.step, loss_fn)), compiler_options=_quick())
-    together = _rows(train(*_stack([example, _example(1, extras)]), take=wave, vmap=True))
-    mates = _rows(train(*_stack([example, _example(2, extras)]), take=wave, vmap=True))
+    together = _rows(train(*stack([example, training_example(1, extras)]), take=wave))
+    mates = _rows(train(*stack([example, training_example(2, extras)]), take=wave))
     hint = "Write for one example: no averages over the wave, nothing that Python remembers."
     _same_training(what, "depends on batch mates", adapter, together[0], mates[0], "a wave of 2, the other one changed",
                    0.0, hint)  # fmt: skip
-    for row, own in enumerate((alone, train(*_example(1, extras)))):
-        start = _example(row, extras)[0]
+    for row, own in enumerate((alone, train(*training_example(1, extras)))):
+        start = training_example(row, extras)[0]
         case = f"example {row} of a wave of 2, and alone"
         _same_training(what, "is not the same under vmap", start, own, together[row], case, _CLOSE, hint)
+    return alone
+
+
+def _check_reported(what: str, trained: _Trained) -> None:
+    """What a rule reports as its loss is that of the adapter that the step was given."""
+    adapter, batch, key = training_example(0, ())
+    losses = [float(_paper_loss(x, batch, key)) for x in (adapter, *trained.adapters)]
+    for index, reported in enumerate(map(float, trained.losses)):
+        before, after = losses[index : index + 2]
+        off, rounding = abs(reported - before), 1e-6 * max(1.0, abs(before))
+        if off > 100 * rounding or (off > rounding and abs(reported - after) < off / 2):
+            raise ContractError(
+                f"{what} does not report the loss before the step: in step {index + 1} metrics['loss'] is "
+                f"{reported:.7g}; loss_fn gives {before:.7g} for the adapter before it, {after:.7g} for the one after."
+            )
+
+
+@jax.jit
+def _paper_loss(adapter: Adapter, batch: Batch, key: Array) -> Array:
+    return bound(answer_cross_entropy)(adapter, batch, key)[0]
 
 
 def _same_training(
     what: str, property: str, start: Adapter, one: _Trained, two: _Trained, case: str, tolerance: float, hint: str
 ) -> None:
     """Both gave the same after every step; the first step in which they did not is the smallest case."""
-    for index in range(_STEPS):
+    for index in range(STEPS):
         now = f"{case}, step {index + 1}"
         same_values(what, property, {"loss": one.losses[index]}, {"loss": two.losses[index]}, now, hint, tolerance)
         before, after = {"adapter": one.adapters[index]}, {"adapter": two.adapters[index]}
@@ -175,7 +183,7 @@ def _same_program(what: str, make: Callable[..., Any]) -> UpdateRule:
     """The rule of one rate, after a look at another's."""
     try:
         one, two = make(1e-2), make(2e-2)
-    except TypeError as error:
+    except Exception as error:  # the user's code may raise anything
         raise ContractError(f"{what} is not made from a rate: {error}") from error
     for rule in (one, two):
         if not isinstance(rule, UpdateRule):
@@ -198,11 +206,6 @@ def _n_compiled(jitted: Any) -> int:
     return jitted._cache_size()
 
 
-def _bound(loss: Loss) -> LossFn:
-    config, params = tiny_model()
-    return LossFn(loss, bind_forward(config, params, (), None, _LORA.scale))
-
-
 def _init_descent(adapter: Adapter, n_steps: Array) -> tuple[()]:
     return ()
 
@@ -212,48 +215,6 @@ def _descend(
 ) -> tuple[Adapter, tuple[()], dict[str, Array]]:
     (loss, _), gradient = jax.value_and_grad(loss_fn, has_aux=True)(adapter, batch, key)
     return jax.tree.map(lambda x, g: x - 0.1 * g, adapter, gradient), state, {"loss": loss}
-
-
-def _example(
-    number: int, extras: tuple[Extra, ...], n_padding: int = 0, filler: int = 0
-) -> tuple[Adapter, Batch, Array]:
-    """One of some examples with a trained adapter: six tokens, of which up to three are the answer, and padding.
-
-    `filler` is what stands in the padding.
-    """
-    rng = np.random.default_rng(number)
-    prompt, answers = rng.integers(1, 16, 3).tolist(), rng.integers(1, 16, (4, 3 - number % 2)).tolist()
-    sequences = [_sequence(prompt, answer, n_padding, filler) for answer in answers]
-    batch = sequences[0]
-    if "rejected" in extras:
-        batch = batch._replace(rejected=sequences[1])
-    if "samples" in extras:
-        batch = batch._replace(samples=_stack(sequences[2:]), rewards=jnp.asarray([1.0, 0.0]))
-    config, _ = tiny_model()
-    key = jax.random.key(number)
-    adapter = init_adapter(key, config, _LORA)
-    draw = lambda x: jnp.asarray(0.3 * rng.normal(size=x.shape), jnp.float32)  # noqa: E731
-    trained = {layer: {name: LowRank(x.a, draw(x.b)) for name, x in own.items()} for layer, own in adapter.items()}
-    return trained, batch, key
-
-
-def _sequence(prompt: list[int], answer: list[int], n_padding: int, filler: int) -> Batch:
-    n, length, size = len(prompt), len(prompt) + len(answer), 6 + n_padding
-    ids = np.full(size, filler)
-    ids[:length] = prompt + answer
-    index = np.arange(3 + n_padding)
-    real = index < len(answer)
-    labels = np.full(index.shape, filler)
-    labels[: len(answer)] = answer
-    segments = np.where(np.arange(size) < length, SHARED, PADDING)
-    predict = np.where(real, n - 1 + index, min(filler, size - 1))
-    arrays = (ids, np.arange(size), segments, predict, labels)
-    ids, positions, segments, predict, labels = (jnp.asarray(x, jnp.int32) for x in arrays)
-    return Batch(Tokens(ids, positions, segments), predict, labels, jnp.asarray(real, jnp.float32))
-
-
-def _stack(trees: list[Any]) -> Any:
-    return jax.tree.map(lambda *x: jnp.stack(x), *trees)
 
 
 def _rows(trained: _Trained) -> list[_Trained]:

@@ -8,17 +8,14 @@ from __future__ import annotations
 
 import os
 import sys
-from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Annotated
 
 import tyro
 from jax.errors import JaxRuntimeError
 from rich.console import Console
 
-from ttsi_jax.config import RunConfig
+from ttsi_jax.cli.arguments import Compare, Export, Models, Report, Run, Tasks
 from ttsi_jax.errors import InputError, ModelFileError
-from ttsi_jax.runs.directory import named_after
 from ttsi_jax.runs.signals import Interrupts
 from ttsi_jax.runs.table import shown
 
@@ -27,96 +24,22 @@ DONE, SOME_FAILED, BAD_INPUT, BAD_MODEL, INTERRUPTED = 0, 1, 2, 3, 130
 output, messages = Console(), Console(stderr=True)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Run(RunConfig):
-    """Run a method over a task; the same command resumes a run that was interrupted.
-
-    Attributes:
-        model: a hub name, a directory, a .gguf file, or an alias (see `ttsi-jax models`).
-        task: a task name (see `ttsi-jax tasks`), or a .jsonl or .json file.
-        limit: only the first so many inputs.
-        data: folder of the task files that do not come with a package.
-        dtype: float32 or bfloat16; by default float32 on CPU and bfloat16 elsewhere.
-        out: the run's directory; by default one under runs/ that is named after the settings.
-    """
-
-    model: str
-    task: str
-    limit: int | None = None
-    data: Path | None = None
-    dtype: str | None = None
-    out: Path | None = None
-
-    def config(self) -> RunConfig:
-        return RunConfig(**{field.name: getattr(self, field.name) for field in fields(RunConfig)})
-
-    def directory(self) -> Path:
-        settings = [self.model, self.task, self.limit, self.dtype, self.config().to_dict()]
-        return self.out or named_after((self.task, self.model, self.method), settings)
-
-
-@dataclass(frozen=True)
-class Compare:
-    """Compare runs: accuracies side by side, and what each later run fixed and broke against the first.
-
-    Attributes:
-        runs: run directories.
-    """
-
-    runs: Annotated[tuple[Path, ...], tyro.conf.Positional]
-
-
-@dataclass(frozen=True)
-class Report:
-    """Write runs as one HTML file that needs no network.
-
-    Attributes:
-        runs: run directories.
-        out: the file to write.
-    """
-
-    runs: Annotated[tuple[Path, ...], tyro.conf.Positional]
-    out: Path
-
-
-@dataclass(frozen=True)
-class Export:
-    """Write the adapter of one input as a directory that PEFT loads; the run must have been made with --adapt.save.
-
-    Attributes:
-        run: the run's directory.
-        id: the input's id.
-        out: the directory to write.
-    """
-
-    run: Annotated[Path, tyro.conf.Positional]
-    id: Annotated[str, tyro.conf.Positional]
-    out: Path
-
-
-@dataclass(frozen=True)
-class Models:
-    """List the models that have a short name, and the families that can be loaded."""
-
-
-@dataclass(frozen=True)
-class Tasks:
-    """List the tasks: inputs, licence, where to get them, and what is known to be wrong in them."""
-
-
 def run(args: Run) -> int:
     from ttsi_jax.checkpoints import load_model
     from ttsi_jax.config import check
     from ttsi_jax.loop import run as run_task
+    from ttsi_jax.runs.clock import keep_programs
     from ttsi_jax.runs.progress import progress_bars
     from ttsi_jax.runs.table import examples_table, summary_table
     from ttsi_jax.tasks import load_task
 
     config, directory = args.config(), args.directory()
     check(config)
+    if args.compile_cache is not None:
+        keep_programs(args.compile_cache)
     task = load_task(args.task, data_dir=args.data, limit=args.limit)
     for problem in task.problems:
-        _say(f"left out: {problem}")
+        _say(f"cannot be used: {problem}")
     _say(f"{len(task.examples)} inputs of {task.name}; loading {args.model}")
     model = load_model(args.model, dtype=args.dtype)
     _say(f"the run is kept in {directory}")
@@ -142,26 +65,27 @@ def run(args: Run) -> int:
     for record in failed:
         _say(f"failed: input '{record.id}': {record.error}")
     output.print(shown(f"run: {directory}"), soft_wrap=True)
-    return SOME_FAILED if failed or task.problems else DONE
+    return SOME_FAILED if failed else DONE
 
 
 def compare(args: Compare) -> int:
-    from ttsi_jax.runs.compare import load_runs
-    from ttsi_jax.runs.table import comparison_table
+    from ttsi_jax.runs import compare, comparison_tables, groups, table
 
-    output.print(comparison_table(load_runs(args.runs)))
+    comparison = compare.compare(groups.load_runs(args.runs))
+    for note in comparison.notes:
+        _say(f"note: {note}")
+    for rows in comparison_tables.comparison_tables(comparison):
+        output.print(table.rendered(rows), "")
+    if args.json is not None:
+        _write(args.json, compare.to_json(comparison))
     return DONE
 
 
 def report(args: Report) -> int:
-    from ttsi_jax.runs.compare import load_runs
+    from ttsi_jax.runs.groups import load_runs
     from ttsi_jax.runs.report import render_report
 
-    text = render_report(load_runs(args.runs))
-    try:
-        args.out.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise InputError(f"{args.out}: cannot be written: {error.strerror}") from None
+    _write(args.out, render_report(load_runs(args.runs)))
     _say(f"report: {args.out}")
     return DONE
 
@@ -184,10 +108,16 @@ def models(args: Models) -> int:
 
 def tasks(args: Tasks) -> int:
     from ttsi_jax.runs.table import plain_table
-    from ttsi_jax.tasks import describe_tasks
+    from ttsi_jax.tasks import describe_tasks, fetch
 
-    rows = [(t.name, t.n_examples, t.licence, t.source, t.faults) for t in describe_tasks()]
-    output.print(plain_table(("name", "inputs", "licence", "where to get it", "known faults"), rows))
+    if args.action == "fetch":
+        if not args.names:
+            raise InputError("name the tasks to fetch: ttsi-jax tasks fetch sealtools")
+        for name in args.names:
+            _say(fetch(name, args.data))
+        return DONE
+    rows = [(t.name, t.present, t.n_inputs, t.licence, t.source, t.known()) for t in describe_tasks(args.data)]
+    output.print(plain_table(("name", "here", "inputs", "licence", "how to get it", "known of it"), rows))
     return DONE
 
 
@@ -218,13 +148,16 @@ def main(argv: list[str] | None = None) -> int:
         return INTERRUPTED
 
 
+def _write(path: Path, text: str) -> None:
+    try:
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise InputError(f"{path}: cannot be written: {error.strerror}") from None
+
+
 def _told(error: OSError) -> str:
     return f"{error.filename or 'a file'}: {error.strerror or error}"
 
 
 def _say(text: str) -> None:
     messages.print(shown(text), soft_wrap=True)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

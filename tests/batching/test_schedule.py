@@ -1,0 +1,98 @@
+"""Algorithms for one input, many at a time: each gets its own results, in full waves where there are enough."""
+
+from types import SimpleNamespace
+
+import pytest
+
+from ttsi_jax.batching.lanes import Prompt, Read, Work
+from ttsi_jax.batching.schedule import Adapt, Decode, Schedule, Score
+from ttsi_jax.model.generation import Rows
+
+
+class FakeWaves:
+    """Echoes what it is asked, and keeps the sizes of waves."""
+
+    def __init__(self, size: int):
+        self.size, self.log = size, []
+
+    def score(self, rows, names):
+        self.log.append(("score", len(rows)))
+        return [f"scores of {row}" for row in rows], [prompt(row, None) for row in rows]
+
+    def lanes(self):
+        return FakeLanes(self)
+
+
+class FakeLanes:
+    """Decodes at most `size` rows at a time."""
+
+    def __init__(self, waves: FakeWaves):
+        self.waves, self.waiting = waves, []
+
+    @property
+    def load(self) -> int:
+        return len(self.waiting)
+
+    def advance(self, to_the_end: bool):
+        works = self.waiting[: self.waves.size]
+        del self.waiting[: self.waves.size]
+        adapted = works[0].prompt.read.rows.adapters is not None
+        self.waves.log.append(("decode adapted" if adapted else "decode", len(works)))
+        return works, [(work, f"said after {work.prompt.row}") for work in works]
+
+
+def prompt(row, adapters) -> Prompt:
+    return Prompt(Read(Rows(None, (), adapters), (), 1.0), row, None)
+
+
+def algorithm(name: str, adapts: bool):
+    draft = SimpleNamespace(names=[name], training_shape=lambda: ("shape",))
+    scores, read = yield Score(draft, "score", name)
+    assert scores == f"scores of {name}"
+    said = yield Decode(draft, "answer", Work(read, ()))
+    assert said == f"said after {name}"
+    if adapts:
+        read = yield Adapt(draft, "adapt", name)
+        said = yield Decode(draft, "answer", Work(read, ()))
+        assert said == f"said after {name} adapted"
+    return f"record of {name}"
+
+
+def run(n: int, size: int, adapts) -> tuple[list[list[str]], list[tuple[str, int]], list]:
+    waves, charged = FakeWaves(size), []
+
+    def adapt(wave):
+        waves.log.append(("adapt", len(wave)))
+        return [prompt(f"{wish.row} adapted", "adapters") for wish in wave]
+
+    schedule = Schedule(waves, adapt, charged.append)
+    ended = list(schedule.run(algorithm(str(i), adapts(i)) for i in range(n)))
+    return ended, waves.log, charged
+
+
+@pytest.mark.parametrize("size", [1, 3, 4, 16])
+@pytest.mark.parametrize("n", [0, 1, 7, 12])
+def test_every_algorithm_comes_to_its_end_once(n, size):
+    ended, log, charged = run(n, size, lambda i: i % 3 != 0)
+    assert sorted(record for some in ended for record in some) == sorted(f"record of {i}" for i in range(n))
+    assert max((rows for _, rows in log), default=0) <= size
+    assert sum(len(shares) for shares in charged) == sum(rows for _, rows in log)
+
+
+def test_those_that_adapt_wait_for_a_full_wave_and_the_last_do_not():
+    _, log, _ = run(12, 4, lambda i: i % 2 == 0)
+    assert [rows for stage, rows in log if stage == "score"] == [4, 4, 4]
+    assert [rows for stage, rows in log if stage == "adapt"] == [4, 2]
+
+
+def test_later_stages_go_first():
+    """So that few inputs are under way."""
+    _, log, _ = run(8, 2, lambda i: True)
+    assert [stage for stage, _ in log[:4]] == ["score", "decode", "adapt", "decode adapted"]
+    assert log == log[:4] * 4
+
+
+def test_waves_of_one_go_one_input_after_the_other():
+    ended, log, _ = run(3, 1, lambda i: True)
+    assert [record for some in ended for record in some] == ["record of 0", "record of 1", "record of 2"]
+    assert log[:4] == [("score", 1), ("decode", 1), ("adapt", 1), ("decode adapted", 1)]

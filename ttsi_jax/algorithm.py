@@ -1,0 +1,267 @@
+"""The paper's Algorithm 1 for ONE input: gate -> synthesize -> adapt -> answer.
+
+`Algorithm.improve` is a generator: it yields what it wants the model to do (`Score`, `Decode`, `Adapt`) and is sent the
+result. `ttsi_jax.batching.schedule` runs it for many inputs at once, a wave at a time.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Generator
+from typing import Any
+
+import jax
+import numpy as np
+
+from ttsi_jax.answering import KEYS, LINE, TEXT, Answerer, Slot, call_ids, read_calls
+from ttsi_jax.batching.inputs import ADAPTATION, ANSWER, SAMPLES, SYNTHESIS, Draft
+from ttsi_jax.batching.lanes import GREEDY, Prompt, Said, Work
+from ttsi_jax.batching.schedule import Adapt, Decode, Score, Steps
+from ttsi_jax.batching.waves import Ids, Pair, Row
+from ttsi_jax.config import Parts, RunConfig
+from ttsi_jax.errors import InputError
+from ttsi_jax.model.generation import Sampling
+from ttsi_jax.model.lora import Adapter
+from ttsi_jax.rules.extras import corrupted, reward
+from ttsi_jax.rules.interface import needed
+from ttsi_jax.runs.record import Record
+from ttsi_jax.runs.scores import plain
+from ttsi_jax.synthesis import Synthesizer, Synthetic, check_pair
+from ttsi_jax.tasks import Tool
+from ttsi_jax.tasks.prompts import OPENING, PromptEncoder, answer_messages
+from ttsi_jax.uncertainty import gate_wave
+
+NOT_FINITE = "a score is not finite"
+EXPLODED = 1e3  # times the first loss, or times 1 where that is smaller
+Wanting = Generator[Score | Decode | Adapt, Any, Any]  # a part of the algorithm; what it returns is told beside it
+
+
+class Algorithm:
+    """The steps for one input, with the settings of a run bound."""
+
+    def __init__(self, config: RunConfig, parts: Parts, encoder: PromptEncoder, stop: Ids, context_length: int):
+        """`stop`: the token that ends an answer in training; `context_length`: the model's, in tokens."""
+        self.config, self.parts, self.encoder, self.stop = config, parts, encoder, stop
+        self.context_length = context_length
+        self.n_decoded = max(config.answer.max_tokens, config.synthesis.max_tokens)
+        self.reached: Counter[str] = Counter()  # inputs, by stage
+        self.done: Counter[str] = Counter()
+        self.warm: tuple[str, Adapter] | None = None  # where nothing is reset: the last input that adapted, its adapter
+
+    def improve(self, draft: Draft) -> Steps:
+        """From the input's prompt to its record."""
+        scores, prompt = yield from self.read(draft, "score", self.answer_row(draft))
+        self.gate(draft, scores)
+        adapts = self.adapts(draft.record)
+        self.done["score"] += 1
+        # The base's answer to an input that adapts is a measurement, and timed apart.
+        stage = "base_answer" if adapts else "answer"
+        text = yield from self.answer(draft, prompt, draft.record.pick_base, stage)
+        draft.note(text_base=text, base_calls=plain(read_calls(text)))
+        if adapts and (yield from self.synthesize(draft)):
+            yield from self.adapt_and_answer(draft)
+        return draft.finished()
+
+    def read(self, draft: Draft, stage: str, row: Row) -> Wanting:
+        """The candidates' scores [N] after a row's prompt, and the prompt for decoding."""
+        log_likelihoods, prompt = yield Score(draft, stage, row)
+        draft.count(stage, len(row.prefix) + len(row.suffix))
+        return self.scores(draft, log_likelihoods), prompt
+
+    def decode(self, draft: Draft, stage: str, work: Work) -> Wanting:
+        """What the model said."""
+        said: Said = yield Decode(draft, stage, work)
+        draft.count(stage, said.n_tokens)
+        return said
+
+    def scores(self, draft: Draft, log_likelihoods: np.ndarray) -> np.ndarray:
+        if self.config.gate.score == "sum":
+            return log_likelihoods
+        return log_likelihoods / np.array([len(name) for name in draft.names], np.float32)
+
+    def answer_row(self, draft: Draft) -> Row:
+        """The input with its answer prompt; the answer starts before its opening where the model writes that."""
+        opened = self.parts.answerer.opened
+        return draft.row(draft.opened, ANSWER, start=len(draft.opened if opened else draft.answer))
+
+    # H
+
+    def gate(self, draft: Draft, scores: np.ndarray) -> None:
+        """Notes the candidates' probabilities and the certainty that follows."""
+        padded, n = np.zeros((1, draft.shape.candidates), np.float32), len(scores)
+        padded[0, :n] = scores
+        gated = gate_wave(self.parts.estimator, padded, np.arange(draft.shape.candidates)[None] < n)
+        [probabilities], [certainty] = map(np.asarray, gated)
+        draft.note(
+            log_likelihoods=scores.tolist(),
+            probabilities=probabilities[:n].tolist(),
+            uncertainty=float(certainty),
+            uncertain=bool(certainty < self.config.gate.tau),
+            pick_base=draft.best(scores),
+            reason=None if np.isfinite(certainty) else "the certainty is not a number",
+        )
+
+    def adapts(self, record: Record) -> bool:
+        wanted = {"uncertain": (True,), "certain": (False,), "all": (True, False)}[self.config.gate.select]
+        return self.config.method != "base" and record.uncertain in wanted
+
+    # Answers
+
+    def answer(self, draft: Draft, prompt: Prompt, pick: str | None, stage: str) -> Wanting:
+        """The greedy answer to the input itself, with the function that scoring picked; None where a logit was not
+        finite."""
+        text, _ = yield from self.fill_in(self.parts.answerer, draft, prompt, draft.tool(pick), stage)
+        return text
+
+    def fill_in(
+        self, answerer: Answerer, draft: Draft, prompt: Prompt, tool: Tool, stage: str, sampling: Sampling = GREEDY
+    ) -> Wanting:
+        """An answer with this tool (None where a logit was not finite), and whether a part of it was cut."""
+        script = answerer.script(self.encoder, tool, self.config.answer)
+        said = yield from self.decode(draft, stage, Work(prompt, script, sampling))
+        return answerer.text(tool, said.texts) if said.finite else None, said.cut
+
+    # G
+
+    def synthesize(self, draft: Draft) -> Wanting:
+        """Writes pairs until there are enough or the tries are used up; whether there is any."""
+        self.reached["synthesize"] += 1
+        wanted = self.config.synthesis
+        while len(draft.pairs) < wanted.k and len(draft.record.synthetic) < wanted.k * wanted.tries:
+            pair = yield from self.write(draft)
+            if not (pair.calls or pair.reason):
+                pair = yield from self.label(draft, pair)
+            pair = self.keep_if_good(draft, pair)
+            if pair.reason is None and "samples" in needed(self.parts.loss):
+                yield from self.sample_answers(draft, pair)
+        if not draft.pairs:
+            draft.note(reason=f"no usable pair in {len(draft.record.synthetic)} tries")
+        self.done["synthesize"] += 1
+        return bool(draft.pairs)
+
+    def write(self, draft: Draft) -> Wanting:
+        """A pair from the model or from elsewhere; every attempt has its own random numbers."""
+        synthesizer, settings, attempt = self.parts.synthesizer, self.config.synthesis, len(draft.record.synthetic)
+        if not isinstance(synthesizer, Synthesizer):
+            return synthesizer(draft.example, attempt)
+        slot = Slot(TEXT, limit=self.config.answer.max_tokens)
+        if synthesizer.line:
+            slot = Slot(LINE, limit=settings.max_tokens)
+        _, prompt = yield from self.read(draft, "synthesize", draft.row(draft.request, SYNTHESIS, attempt))
+        work = Work(prompt, [slot], Sampling(settings.temperature, settings.top_p))
+        said = yield from self.decode(draft, "synthesize", work)
+        if not said.finite:
+            return Synthetic("", (), NOT_FINITE)
+        pair = synthesizer.read(said.texts[0])
+        if said.cut and synthesizer.line and not pair.reason:
+            pair = pair._replace(reason=f"the request was cut at {slot.limit} tokens")
+        return pair
+
+    def label(self, draft: Draft, pair: Synthetic) -> Wanting:
+        """The pair with the call that the model answers its request with: the function that its scoring picks, and each
+        value decoded after its key."""
+        try:
+            suffix = self.label_prompt(draft, pair)
+        except InputError as error:
+            return pair._replace(reason=str(error))
+        scores, prompt = yield from self.read(draft, "synthesize", draft.row(suffix, SYNTHESIS))
+        text, cut = yield from self.fill_in(KEYS, draft, prompt, draft.tool(draft.best(scores)), "synthesize")
+        finite = text is not None and np.all(np.isfinite(scores))
+        reason = None if finite and not cut else "a value was cut" if finite else NOT_FINITE
+        return pair._replace(calls=tuple(read_calls(text) or ()), reason=reason)
+
+    def label_prompt(self, draft: Draft, pair: Synthetic) -> Ids:
+        """The answer prompt of a new request, after the prefix.
+
+        Raises:
+            InputError: the chat template refuses the request, or it is too long.
+        """
+        messages = answer_messages(draft.example, pair.query)
+        suffix = self.encoder.suffix(draft.example, messages, draft.prefix, OPENING)
+        room = self.context_length - len(draft.prefix) - self.n_decoded
+        if len(suffix) > min(draft.room, room):
+            raise InputError("the request is too long")
+        return suffix
+
+    def keep_if_good(self, draft: Draft, pair: Synthetic) -> Synthetic:
+        """Checks a pair, records it with the outcome, and makes a training sequence of a good one."""
+        kept = [other["query"] for other in draft.record.synthetic if other["accepted"]]
+        pair = check_pair(pair, draft.example.query, draft.example.tools, kept)
+        if pair.reason is None:
+            try:
+                draft.pairs.append(self.training_pair(draft, pair))
+            except InputError as error:
+                pair = pair._replace(reason=str(error))
+        draft.note(synthetic=[*draft.record.synthetic, pair.record()])
+        return pair
+
+    def training_pair(self, draft: Draft, pair: Synthetic) -> Pair:
+        """The training sequence of a pair.
+
+        Raises:
+            InputError: the chat template refuses the request, or the sequence is too long for the model.
+        """
+        prompt = self.encoder.suffix(draft.example, answer_messages(draft.example, pair.query), draft.prefix)
+        answer = call_ids(self.encoder, pair.calls[0]) + self.stop
+        wrong = corrupted(pair, draft.example.tools) if "rejected" in needed(self.parts.loss) else None
+        rejected = () if wrong is None else call_ids(self.encoder, wrong) + self.stop
+        if len(draft.prefix) + len(prompt) + max(len(answer), len(rejected)) > self.context_length:
+            raise InputError("the pair does not fit the model's context")
+        return Pair(prompt, answer, rejected)
+
+    def sample_answers(self, draft: Draft, pair: Synthetic) -> Wanting:
+        """Samples answers to the request of the newest pair, with the pair's function, and rewards them."""
+        answerer, settings = self.parts.answerer, self.config.synthesis
+        suffix = draft.pairs[-1].prompt + (self.encoder.fragment(OPENING) if answerer.opened else ())
+        if len(suffix) > draft.room:
+            for _ in range(self.config.adapt.samples):
+                self.add_sample(draft, pair, "")
+            return
+        row = draft.row(suffix, SAMPLES, len(draft.pairs))
+        tool, sampling = draft.tool(pair.calls[0].name), Sampling(settings.temperature, settings.top_p)
+        _, prompt = yield from self.read(draft, "synthesize", row)
+        for number in range(self.config.adapt.samples):
+            own = prompt._replace(key=jax.random.fold_in(prompt.key, number))
+            text, _ = yield from self.fill_in(answerer, draft, own, tool, "synthesize", sampling)
+            self.add_sample(draft, pair, text or "")
+
+    def add_sample(self, draft: Draft, pair: Synthetic, text: str) -> None:
+        """Adds a sampled answer to the input's newest pair, and to its record."""
+        calls, newest, entry = read_calls(text), draft.pairs[-1], draft.record.synthetic[-1]
+        ids = (call_ids(self.encoder, calls[0]) if calls else self.encoder.fragment(text)) + self.stop
+        value = reward(calls, pair, draft.example.tools)
+        if not text or len(draft.prefix) + len(newest.prompt) + len(ids) > self.context_length:
+            ids, value = (), 0.0
+        draft.pairs[-1] = newest._replace(samples=(*newest.samples, ids), rewards=(*newest.rewards, value))
+        samples = [*entry.get("samples", []), {"text": text, "reward": value}]
+        draft.note(synthetic=[*draft.record.synthetic[:-1], {**entry, "samples": samples}])
+
+    # T
+
+    def adapt_and_answer(self, draft: Draft) -> Wanting:
+        """Trains the input's adapter, answers with it, and drops it."""
+        self.reached["adapt"] += 1
+        before = self.warm and self.warm[0]
+        losses, scores, prompt = yield from self.train(draft)
+        pick = draft.best(scores)
+        text = yield from self.answer(draft, prompt, pick, "answer")
+        draft.note(adapted=True, losses=losses.tolist(), text_adapted=text, adapted_calls=plain(read_calls(text)))
+        draft.note(adapted_after=before)
+        if not (np.all(np.isfinite(losses)) and np.all(np.isfinite(scores)) and text is not None):
+            draft.note(reverted=True, reason="training diverged: a loss or a score is not finite")
+        elif np.max(losses, initial=0) > EXPLODED * max(1.0, abs(losses[0])):
+            draft.note(reverted=True, reason=f"training diverged: the loss grew to {np.max(losses):.3g}")
+        else:
+            draft.note(pick=pick)
+            if self.config.adapt.reset == "never":  # waves of one, see `check`
+                self.warm = draft.example.id, jax.tree.map(lambda x: x[0], prompt.read.rows.adapters)
+        self.done["adapt"] += 1
+
+    def train(self, draft: Draft) -> Wanting:
+        """The losses of an input's steps, its candidates' scores with the adapter, and the prompt for decoding."""
+        row = self.answer_row(draft)._replace(key=draft.key_for(ADAPTATION))
+        losses, log_likelihoods, prompt = yield Adapt(draft, "adapt", row)
+        epochs, n_prefix = self.config.adapt.epochs, len(draft.prefix)
+        trained = epochs * sum(n_prefix + len(pair.prompt) + len(pair.answer) for pair in draft.pairs)
+        draft.count("adapt", trained + n_prefix + len(row.suffix))
+        return losses[: epochs * len(draft.pairs)], self.scores(draft, log_likelihoods), prompt

@@ -1,0 +1,106 @@
+"""What each command takes; the command line is made from these classes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+from ttsi_jax.config import RunConfig
+from ttsi_jax.runs.directory import named_after
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run(RunConfig):
+    """Run a method over a task; the same command resumes a run that was interrupted.
+
+    Attributes:
+        model: a hub name, a directory, a .gguf file, or an alias (see `ttsi-jax models`).
+        task: a task name (see `ttsi-jax tasks`), or a .jsonl or .json file.
+        limit: only the first so many inputs.
+        data: folder of the task files that do not come with a package.
+        dtype: float32 or bfloat16; by default float32 on CPU and bfloat16 elsewhere.
+        out: the run's directory; by default one under runs/ that is named after the settings.
+        compile_cache: a folder that keeps compiled programs, so that the next run need not compile them.
+    """
+
+    model: str
+    task: str
+    limit: int | None = None
+    data: Path | None = None
+    dtype: str | None = None
+    out: Path | None = None
+    compile_cache: Path | None = None
+
+    def config(self) -> RunConfig:
+        return RunConfig(**{field.name: getattr(self, field.name) for field in fields(RunConfig)})
+
+    def directory(self) -> Path:
+        settings = [self.model, self.task, self.limit, self.dtype, self.config().to_dict()]
+        return self.out or named_after((self.task, self.model, self.method), settings)
+
+
+@dataclass(frozen=True)
+class Compare:
+    """Compare runs: accuracies, what was fixed and broken and why, costs, and how good the gate is.
+
+    Runs that differ in --seed alone are taken together. Each is held against its own base, the later ones also against
+    the first.
+
+    Attributes:
+        runs: run directories.
+        json: a file to write all figures into.
+    """
+
+    runs: Annotated[tuple[Path, ...], tyro.conf.Positional]
+    json: Path | None = None
+
+
+@dataclass(frozen=True)
+class Report:
+    """Write runs as one HTML file that needs no network.
+
+    Attributes:
+        runs: run directories.
+        out: the file to write.
+    """
+
+    runs: Annotated[tuple[Path, ...], tyro.conf.Positional]
+    out: Path
+
+
+@dataclass(frozen=True)
+class Export:
+    """Write the adapter of one input as a directory that PEFT loads; the run must have been made with --adapt.save.
+
+    Attributes:
+        run: the run's directory.
+        id: the input's id.
+        out: the directory to write.
+    """
+
+    run: Annotated[Path, tyro.conf.Positional]
+    id: Annotated[str, tyro.conf.Positional]
+    out: Path
+
+
+@dataclass(frozen=True)
+class Models:
+    """List the models that have a short name, and the families that can be loaded."""
+
+
+@dataclass(frozen=True)
+class Tasks:
+    """List the tasks with what is known to be wrong in them, or `fetch` the files of some.
+
+    Attributes:
+        action: list, or fetch.
+        names: the tasks to fetch.
+        data: folder of the files.
+    """
+
+    action: Annotated[Literal["list", "fetch"], tyro.conf.Positional] = "list"
+    names: Annotated[tuple[str, ...], tyro.conf.Positional] = ()
+    data: Path | None = None

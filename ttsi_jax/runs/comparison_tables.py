@@ -1,0 +1,169 @@
+"""A comparison as tables of text, for the terminal and the report alike."""
+
+import math
+
+from ttsi_jax.runs.compare import CAUSES, Compared, Comparison
+from ttsi_jax.runs.paper import SFT_SAMPLES, TT_SI_SAMPLES
+from ttsi_jax.runs.statistics import Interval
+from ttsi_jax.runs.summary import METRICS
+from ttsi_jax.runs.table import Rows
+
+_INTERVAL = (
+    "In brackets: 95 % bootstrap intervals over inputs, and over seeds where a run has several; under some 30 inputs "
+    "they are too narrow."
+)
+
+
+def comparison_tables(comparison: Comparison) -> list[Rows]:
+    """The tables of a comparison that have a row, the most important first."""
+    tables = (accuracies, changes, causes, costs, error_detection, gate, paper)
+    return [rows for table in tables if (rows := table(comparison)).rows]
+
+
+def accuracies(comparison: Comparison) -> Rows:
+    rows = []
+    for group in comparison.groups:
+        settings = "\n".join(f"{name} {value}" for name, (_, value) in group.settings.items())
+        pairs = (_change(*group.accuracy[metric]) for metric in METRICS)
+        rows.append((group.group.name, str(group.inputs), *pairs, settings))
+    headings = ("run", "inputs", *(f"{metric}, %" for metric in METRICS), "differs from the first in")
+    pick = "pick: the function with the highest score; tool: the functions that are called; call: their arguments too."
+    return Rows(headings, rows, "Accuracy, base → final", f"{_INTERVAL} {pick}")
+
+
+def changes(comparison: Comparison) -> Rows:
+    rows = []
+    for contrast in comparison.contrasts:
+        for metric, found in contrast.changes.items():
+            counts = (str(count) for count in (found.broke, found.fixed, found.unchanged))
+            difference = _interval(contrast.difference[metric], 100, signed=True)
+            rate = _number(100 * found.broke_rate, 1)
+            rows.append((_between(contrast.before, contrast.after), metric, rate, *counts, difference, _p(found.p)))
+    headings = ("answers", "metric", "broke, % of right", "broke", "fixed", "unchanged", "difference, points", "p")
+    note = (
+        "On the inputs that both sides have. p: McNemar's exact test; with several seeds an input is fixed where it is "
+        "right more often than before, and the test is the sign test over inputs."
+    )
+    return Rows(headings, rows, "What changed", note)
+
+
+def causes(comparison: Comparison) -> Rows:
+    rows = []
+    for contrast in comparison.contrasts:
+        found = [contrast.causes[name] for name in CAUSES]
+        total = sum(cause.fixed - cause.broke for cause in found)
+        points = _number(100 * total / contrast.inputs, 1, signed=True) if contrast.inputs else "–"
+        cells = (f"+{_short(cause.fixed)} −{_short(cause.broke)}" for cause in found)
+        rows.append((_between(contrast.before, contrast.after), *cells, points))
+    headings = ("answers", "answer parses", "function right", "arguments right", "call accuracy, points")
+    note = (
+        "Inputs whose call was fixed (+), by what was wrong before, and broken (−), by what is wrong after; "
+        "means over seeds. The columns add up to the difference in call accuracy."
+    )
+    return Rows(headings, rows, "Where the gain comes from", note)
+
+
+def costs(comparison: Comparison) -> Rows:
+    rows = []
+    for group in comparison.groups:
+        cost = group.cost
+        spent = (cost.seconds, cost.tokens, cost.examples)
+        each = [None if value is None or not cost.corrected else value / cost.corrected for value in spent]
+        cells = (f"{_figure(total)} ({_figure(one)})" for total, one in zip(spent, each, strict=True))
+        rows.append((group.group.name, _short(cost.corrected), *cells, _fewer_than_sft(group)))
+    headings = ("run", "corrected", "seconds (each)", "tokens (each)", "examples (each)", "fewer than SFT")
+    note = (
+        "corrected: inputs whose call the base had wrong and that is right now; each: per such input. Compiling and "
+        "base answers that only measure are left out. examples: pairs that adapters were trained on. The paper's SFT "
+        f"took {SFT_SAMPLES:,} on SealTool, its TT-SI {TT_SI_SAMPLES}: {SFT_SAMPLES / TT_SI_SAMPLES:.0f}× fewer."
+    )
+    return Rows(headings, rows, "What it cost", note)
+
+
+def error_detection(comparison: Comparison) -> Rows:
+    rows = []
+    for group in comparison.groups:
+        for metric, found in (group.gate.errors if group.gate else {}).items():
+            auroc = _interval(found.auroc, decimals=2)
+            rates = (_number(100 * found.error_rate, 1), auroc, _number(found.auprc, 2), _number(found.augrc, 3))
+            rows.append((group.group.name, metric, str(found.inputs), *rates))
+    headings = ("run", "errors in", "inputs", "error rate, %", "AUROC", "AUPRC", "AUGRC")
+    note = (
+        "Does uncertainty point at the base's errors? A useless gate has AUROC 0.5, AUPRC the error rate, AUGRC half "
+        "the error rate."
+    )
+    return Rows(headings, rows, "Gate: errors", note)
+
+
+def gate(comparison: Comparison) -> Rows:
+    rows = []
+    for group in comparison.groups:
+        calibration, gain = (group.gate.calibration, group.gate.gain) if group.gate else (None, None)
+        if calibration or gain:
+            calibrated = (_number(calibration.error, 3), _number(calibration.brier, 3)) if calibration else ("–", "–")
+            gained = (_interval(gain.auroc, decimals=2), f"{gain.adapted} of {gain.of}") if gain else ("–", "–")
+            rows.append((group.group.name, *calibrated, *gained))
+    headings = ("run", "calibration error", "Brier", "gain-AUROC", "known from")
+    note = (
+        "Calibration of the highest probability, in 10 bins of equal mass. gain-AUROC: are the inputs that adapting "
+        "helps the uncertain ones? 0.5 is chance; only inputs that adapted can tell."
+    )
+    return Rows(headings, rows, "Gate: calibration and gain", note)
+
+
+def paper(comparison: Comparison) -> Rows:
+    rows = []
+    for group in comparison.groups:
+        if group.paper is None:
+            continue
+        published, differs = group.paper
+        ours, gains = [], []
+        for metric in ("tool", "call"):
+            base, final = group.accuracy[metric]
+            ours.append(_number(100 * final.value, 1))
+            gains.append(_number(100 * (final.value - base.value), 1, signed=True))
+        theirs = (published.method, published.accuracy, _number(published.gain, 2, signed=True))
+        rows.append((group.group.name, *theirs, *ours, *gains, "\n".join(differs) or "nothing that is known"))
+    headings = ("run", "paper's", "accuracy", "gain", "ours: tool", "call", "gain: tool", "call", "differs in")
+    note = (
+        "arXiv 2510.07841, in percent and points. The paper does not say whether its accuracy is of tools or of calls."
+    )
+    return Rows(headings, rows, "Beside the paper", note)
+
+
+def _fewer_than_sft(group: Compared) -> str:
+    """Against the paper's number for the one task that it is known for."""
+    known = group.group.config.get("task") == "sealtools" and group.cost.examples
+    return f"{SFT_SAMPLES / group.cost.examples:,.0f}×" if known else "–"
+
+
+def _between(before: str, after: str) -> str:
+    return f"{before} → {after}"
+
+
+def _change(before: Interval, after: Interval) -> str:
+    return f"{_number(100 * before.value, 1)} → {_interval(after, 100)}"
+
+
+def _interval(interval: Interval, scale: float = 1, decimals: int = 1, signed: bool = False) -> str:
+    """Such as `72.4 [67.0, 77.6]`."""
+    value, low, high = (_number(scale * number, decimals, signed) for number in interval)
+    return value if math.isnan(interval.low) else f"{value} [{low}, {high}]"
+
+
+def _number(value: float | None, decimals: int, signed: bool = False) -> str:
+    if value is None or math.isnan(value):
+        return "–"
+    return f"{value:{'+' if signed else ''}.{decimals}f}".replace("-", "−")
+
+
+def _figure(value: float | None) -> str:
+    return "–" if value is None else f"{value:,.0f}" if value >= 100 else _short(value)
+
+
+def _short(value: float) -> str:
+    return f"{value:.1f}".removesuffix(".0")
+
+
+def _p(value: float) -> str:
+    return f"{value:.2g}"
