@@ -239,6 +239,20 @@ def test_pairs_are_recorded_with_their_reasons():
             assert record.reason == "no usable pair in 6 tries" and record.calls == record.base_calls
 
 
+def test_the_model_answers_a_request_again_where_a_check_asks_for_it(usual):
+    checks = ("schema", "copy", "round-trip", "agreement")
+    asking = replace(settings().synthesis, checks=checks, labels=3, temperature=1.5)
+    found, summary = run(MODEL, TASK, settings(synthesis=asking))
+    dropped = [pair for record in found for pair in record.synthetic if not pair["accepted"]]
+    by_check = {check: sum(pair["check"] == check for pair in dropped) for check in checks}
+    assert by_check["agreement"] > 0, "at this temperature labels differ"
+    assert by_check["round-trip"] == 0, "with the form `keys` the label is the answer itself"
+    assert summary["rejections"].items() >= {k: n for k, n in by_check.items() if n}.items()
+    assert sum(summary["rejections"].values()) == len(dropped)
+    for record in found:
+        assert record.tokens["synthesize"] > usual[record.id].tokens["synthesize"]
+
+
 def test_two_pairs_train_in_turn():
     found = records(synthesis=replace(settings().synthesis, k=2, temperature=1.5))
     both = [record for record in found if sum(pair["accepted"] for pair in record.synthetic) == 2]

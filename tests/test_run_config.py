@@ -18,6 +18,7 @@ REFUSED = [
     ("synthesis.k", {"synthesis": SynthesisConfig(k=0)}, "0", ONE),
     ("synthesis.tries", {"synthesis": SynthesisConfig(tries=0)}, "0", ONE),
     ("synthesis.max-tokens", {"synthesis": SynthesisConfig(max_tokens=0)}, "0", ONE),
+    ("synthesis.labels", {"synthesis": SynthesisConfig(labels=0)}, "0", ONE),
     ("adapt.epochs", {"adapt": AdaptConfig(epochs=0)}, "0", ONE),
     ("adapt.rank", {"adapt": AdaptConfig(rank=0)}, "0", ONE),
     ("answer.max-tokens", {"answer": AnswerConfig(max_tokens=0)}, "0", ONE),
@@ -44,6 +45,15 @@ def test_values_that_no_run_can_have(name, changes, value, rule):
     with pytest.raises(InputError) as caught:
         check(replace(RunConfig(), **changes))
     assert str(caught.value) == f"--{name} is {value}; {rule}"
+
+
+def test_checks_are_named():
+    for checks, message in (
+        (("schema", "spelling"), "'spelling'; it must be one of schema, copy"),
+        ((), "lacks schema"),
+    ):
+        with pytest.raises(InputError, match=f"--synthesis.checks .*{message}"):
+            check(RunConfig(synthesis=SynthesisConfig(checks=checks)))
 
 
 def test_the_smallest_and_largest_values_are_taken():

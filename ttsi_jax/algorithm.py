@@ -14,7 +14,7 @@ import jax
 import numpy as np
 
 from ttsi_jax.answering import KEYS, LINE, TEXT, Answerer, Slot, call_ids, read_calls
-from ttsi_jax.batching.inputs import ADAPTATION, ANSWER, SAMPLES, SYNTHESIS, Draft
+from ttsi_jax.batching.inputs import ADAPTATION, ANSWER, CHECKING, SAMPLES, SYNTHESIS, Draft
 from ttsi_jax.batching.lanes import GREEDY, Prompt, Said, Work
 from ttsi_jax.batching.schedule import Adapt, Decode, Score, Steps
 from ttsi_jax.batching.waves import Ids, Pair, Row
@@ -22,11 +22,12 @@ from ttsi_jax.config import Parts, RunConfig
 from ttsi_jax.errors import InputError
 from ttsi_jax.model.generation import Sampling
 from ttsi_jax.model.lora import Adapter
+from ttsi_jax.quality.checks import ASKING, Evidence, examine
 from ttsi_jax.rules.extras import corrupted, reward
 from ttsi_jax.rules.interface import needed
 from ttsi_jax.runs.record import Record
 from ttsi_jax.runs.scores import plain
-from ttsi_jax.synthesis import Synthesizer, Synthetic, check_pair
+from ttsi_jax.synthesis import Synthesizer, Synthetic
 from ttsi_jax.tasks import Tool
 from ttsi_jax.tasks.prompts import OPENING, PromptEncoder, answer_messages
 from ttsi_jax.uncertainty import gate_wave
@@ -131,7 +132,7 @@ class Algorithm:
             pair = yield from self.write(draft)
             if not (pair.calls or pair.reason):
                 pair = yield from self.label(draft, pair)
-            pair = self.keep_if_good(draft, pair)
+            pair = self.keep_if_good(draft, (yield from self.examine(draft, pair)))
             if pair.reason is None and "samples" in needed(self.parts.loss):
                 yield from self.sample_answers(draft, pair)
         if not draft.pairs:
@@ -183,10 +184,35 @@ class Algorithm:
             raise InputError("the request is too long")
         return suffix
 
-    def keep_if_good(self, draft: Draft, pair: Synthetic) -> Synthetic:
-        """Checks a pair, records it with the outcome, and makes a training sequence of a good one."""
+    def examine(self, draft: Draft, pair: Synthetic) -> Wanting:
+        """The pair, with the reason to drop it where a check finds one. The model answers the pair's request again only
+        where a check asks for that and the others found nothing."""
+        example, checks, synthesizer = draft.example, self.config.synthesis.checks, self.parts.synthesizer
         kept = [other["query"] for other in draft.record.synthetic if other["accepted"]]
-        pair = check_pair(pair, draft.example.query, draft.example.tools, kept)
+        told = synthesizer.prompt(example)[0] if isinstance(synthesizer, Synthesizer) else ""
+        evidence = Evidence(example.query, example.tools, kept, told)
+        pair = examine(pair, evidence, [name for name in checks if name not in ASKING])
+        asking = [name for name in checks if name in ASKING]
+        if pair.reason or not asking:
+            return pair
+        try:
+            suffix = self.label_prompt(draft, pair)
+        except InputError as error:
+            return pair._replace(reason=str(error))
+        start = len(suffix) - (0 if self.parts.answerer.opened else len(self.encoder.fragment(OPENING)))
+        row = draft.row(suffix, CHECKING, len(draft.record.synthetic), start=start)
+        scores, prompt = yield from self.read(draft, "synthesize", row)
+        tool = draft.tool(draft.best(scores))
+        text, _ = yield from self.fill_in(self.parts.answerer, draft, prompt, tool, "synthesize")
+        samples: list[str] = []
+        if "agreement" in asking:
+            samples = yield from self.sample(draft, prompt, tool, self.config.synthesis.labels)
+        return examine(
+            pair, evidence._replace(reread=read_calls(text), relabelled=list(map(read_calls, samples))), asking
+        )
+
+    def keep_if_good(self, draft: Draft, pair: Synthetic) -> Synthetic:
+        """Records a pair with the outcome of its checks, and makes a training sequence of a good one."""
         if pair.reason is None:
             try:
                 draft.pairs.append(self.training_pair(draft, pair))
@@ -211,19 +237,25 @@ class Algorithm:
 
     def sample_answers(self, draft: Draft, pair: Synthetic) -> Wanting:
         """Samples answers to the request of the newest pair, with the pair's function, and rewards them."""
-        answerer, settings = self.parts.answerer, self.config.synthesis
+        answerer = self.parts.answerer
         suffix = draft.pairs[-1].prompt + (self.encoder.fragment(OPENING) if answerer.opened else ())
         if len(suffix) > draft.room:
             for _ in range(self.config.adapt.samples):
                 self.add_sample(draft, pair, "")
             return
         row = draft.row(suffix, SAMPLES, len(draft.pairs))
-        tool, sampling = draft.tool(pair.calls[0].name), Sampling(settings.temperature, settings.top_p)
         _, prompt = yield from self.read(draft, "synthesize", row)
-        for number in range(self.config.adapt.samples):
+        for text in (yield from self.sample(draft, prompt, draft.tool(pair.calls[0].name), self.config.adapt.samples)):
+            self.add_sample(draft, pair, text)
+
+    def sample(self, draft: Draft, prompt: Prompt, tool: Tool, n: int) -> Wanting:
+        """Several sampled answers with this tool; empty where a logit was not finite."""
+        sampling, texts = Sampling(self.config.synthesis.temperature, self.config.synthesis.top_p), list[str]()
+        for number in range(n):
             own = prompt._replace(key=jax.random.fold_in(prompt.key, number))
-            text, _ = yield from self.fill_in(answerer, draft, own, tool, "synthesize", sampling)
-            self.add_sample(draft, pair, text or "")
+            text, _ = yield from self.fill_in(self.parts.answerer, draft, own, tool, "synthesize", sampling)
+            texts.append(text or "")
+        return texts
 
     def add_sample(self, draft: Draft, pair: Synthetic, text: str) -> None:
         """Adds a sampled answer to the input's newest pair, and to its record."""

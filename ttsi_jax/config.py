@@ -16,6 +16,7 @@ from ttsi_jax.adaptation import AdaptConfig
 from ttsi_jax.answering import ANSWERERS, AnswerConfig, Answerer
 from ttsi_jax.errors import InputError
 from ttsi_jax.model.lora import TARGETS
+from ttsi_jax.quality.checks import CHECKS
 from ttsi_jax.rules import LOSSES, RULES
 from ttsi_jax.rules.identity import digest, named
 from ttsi_jax.rules.interface import Loss, UpdateRule
@@ -129,6 +130,7 @@ def check(config: RunConfig) -> None:
         "synthesis.k": (config.synthesis.k, 1 << 10),
         "synthesis.tries": (config.synthesis.tries, 1 << 10),
         "synthesis.max-tokens": (config.synthesis.max_tokens, 1 << 20),
+        "synthesis.labels": (config.synthesis.labels, 1 << 10),
         "adapt.epochs": (config.adapt.epochs, 1 << 16),
         "adapt.rank": (config.adapt.rank, 1 << 12),
         "adapt.samples": (config.adapt.samples, 1 << 10),
@@ -142,9 +144,15 @@ def check(config: RunConfig) -> None:
     for name, value in positive.items():
         if value is not None and not 0 < value < float("inf"):
             raise InputError(f"--{name} is {value}; it must be above 0")
-    for name in config.adapt.targets:
-        if name not in TARGETS:
-            raise InputError(f"--adapt.targets is {name!r}; it must be one of {', '.join(TARGETS)}")
+    for option, names, known in (
+        ("adapt.targets", config.adapt.targets, TARGETS),
+        ("synthesis.checks", config.synthesis.checks, CHECKS),
+    ):
+        for name in names:
+            if name not in known:
+                raise InputError(f"--{option} is {name!r}; it must be one of {', '.join(known)}")
+    if "schema" not in config.synthesis.checks:
+        raise InputError("--synthesis.checks lacks schema: only a pair with one valid call can be learned from")
     if config.adapt.reset == "never" and config.wave != 1:
         raise InputError(f"--adapt.reset never takes inputs one after another: --wave is {config.wave}; it must be 1")
     if math.isnan(config.gate.tau):

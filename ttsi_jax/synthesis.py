@@ -8,19 +8,20 @@ The input's label is never seen. Two ways to a pair (request, call):
 - `request`: it writes only the request; the call is what it answers to that request itself, with the function that its
   own scoring picks and each value decoded after its key. For models too small to write JSON.
 
-Every pair is checked before it is learned from, and what was dropped is kept with its reason.
+Every pair is checked (`ttsi_jax.quality.checks`) before it is learned from, and what was dropped is kept with its
+reason.
 """
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
 from ttsi_jax.runs.record import Record
-from ttsi_jax.tasks import Call, CallSyntaxError, Example, Tool, check_call, parse_calls, strict_json
+from ttsi_jax.tasks import Call, CallSyntaxError, Example, parse_calls, strict_json
 from ttsi_jax.tasks.prompts import NEW_PAIR, NEW_REQUEST, request_opening
 
 
@@ -37,6 +38,9 @@ class SynthesisConfig:
         temperature: of sampling.
         top_p: of sampling.
         max_tokens: most tokens of a request (form `request`).
+        checks: what a pair must pass to be learned from, by name: `schema`, `copy`, `grounded`, `round-trip`,
+          `agreement` (see docs/quality.md).
+        labels: sampled answers to a pair's request, for the check `agreement`.
     """
 
     k: int = 1
@@ -45,19 +49,22 @@ class SynthesisConfig:
     temperature: float = 0.7
     top_p: float = 0.95
     max_tokens: int = 64
+    checks: tuple[str, ...] = ("schema", "copy")
+    labels: int = 4
 
 
 class Synthetic(NamedTuple):
-    """One written pair; `reason` says why it was dropped."""
+    """One written pair; `reason` says why it was dropped, `check` which check did (None: it was of no use before)."""
 
     query: str
     calls: tuple[Call, ...]  # none: the model labels the request, with its own answer to it
     reason: str | None = None
+    check: str | None = None
 
     def record(self) -> dict[str, Any]:
         """The pair as it stands in a run's records."""
-        calls = [asdict(call) for call in self.calls]
-        return {"query": self.query, "calls": calls, "accepted": self.reason is None, "reason": self.reason}
+        calls, accepted = [asdict(call) for call in self.calls], self.reason is None
+        return {"query": self.query, "calls": calls, "accepted": accepted, "reason": self.reason, "check": self.check}
 
 
 class Synthesizer(NamedTuple):
@@ -121,29 +128,3 @@ def recorded(records: Iterable[Record]) -> Callable[[Example, int], Synthetic]:
         return Synthetic(own[attempt]["query"], tuple(Call(**call) for call in own[attempt]["calls"]))
 
     return write
-
-
-def check_pair(pair: Synthetic, seed: str, tools: Sequence[Tool], kept: Sequence[str]) -> Synthetic:
-    """The pair, with the reason to drop it where there is one.
-
-    A pair is kept if its request is neither empty, nor the seed, nor one of the `kept` ones, and if it has one call
-    of a listed function with its required arguments and values of the right JSON types.
-    """
-    if pair.reason:
-        reason = pair.reason
-    elif not _normal(pair.query):
-        reason = "the request is empty"
-    elif _normal(pair.query) == _normal(seed):
-        reason = "the request repeats the seed"
-    elif _normal(pair.query) in map(_normal, kept):
-        reason = "the request repeats another one"
-    elif len(pair.calls) != 1:
-        reason = f"{len(pair.calls)} calls instead of one"
-    else:
-        reason = check_call(pair.calls[0], tools)
-    return pair._replace(reason=reason)
-
-
-def _normal(text: str) -> str:
-    """Text without case, punctuation and white space, for comparing requests."""
-    return re.sub(r"[\W_]+", "", text.casefold())

@@ -1,21 +1,22 @@
-"""Checks by name, and how often each rejects."""
+"""Checks by name: every reason to drop a pair."""
 
 import pytest
 
-from tiny_runs import ADD, GREET
-from ttsi_jax.errors import InputError
-from ttsi_jax.quality.checks import CHECKS, Evidence, examine, named, normal, rejections
+from tiny_runs import ADD, GREET, ORDER
+from ttsi_jax.quality.checks import CHECKS, Evidence, examine, normal
 from ttsi_jax.synthesis import Synthetic
 from ttsi_jax.tasks import Call
 
 SUM = Call("add", {"a": 4, "b": 5})
 GOOD = Synthetic("What is 4 plus 5?", (SUM,))
-SEED = Evidence("What is 1 and 2?", (ADD, GREET), told=("Write different requests for the same function.",))
+SEED = Evidence("What's 5 + 6, please?", (ADD, GREET, ORDER), told="Write different requests for the same function.")
 FULL = SEED._replace(reread=[SUM], relabelled=[[SUM], [SUM], None])
 
 
 def reason(name, pair=GOOD, **evidence):
-    return examine(pair, FULL._replace(**evidence), [name]).reason
+    found = examine(pair, FULL._replace(**evidence), [name])
+    assert found.check == (name if found.reason else None)
+    return found.reason
 
 
 @pytest.mark.parametrize("name", CHECKS)
@@ -24,63 +25,63 @@ def test_a_good_pair_passes(name):
 
 
 @pytest.mark.parametrize(
-    ("pair", "why"),
+    ("changes", "why"),
     [
-        (GOOD._replace(query=" ?! "), "empty"),
-        (GOOD._replace(calls=()), "0 calls"),
-        (GOOD._replace(calls=(SUM, SUM)), "2 calls"),
-        (GOOD._replace(calls=(Call("sub", {}),)), "unknown function"),
-        (GOOD._replace(calls=(Call("add", {"a": 4}),)), "missing argument"),
-        (GOOD._replace(calls=(Call("add", {"a": 4, "b": "five"}),)), "not an integer"),
-        (GOOD._replace(reason="no JSON"), "no JSON"),
+        ({"query": ""}, "the request is empty"),
+        ({"query": " ?! "}, "the request is empty"),
+        ({"calls": ()}, "0 calls instead of one"),
+        ({"calls": (SUM, SUM)}, "2 calls instead of one"),
+        ({"calls": (Call("subtract", {}),)}, "unknown function 'subtract'"),
+        ({"calls": (Call("add", {"a": 1}),)}, "missing argument 'b'"),
+        ({"calls": (Call("add", {"a": 1, "b": 2, "c": 3}),)}, "unknown argument 'c'"),
+        ({"calls": (Call("add", {"a": 1, "b": "2"}),)}, "argument 'b' is a string, not an integer"),
+        ({"calls": (Call("add", {"a": 1, "b": True}),)}, "argument 'b' is a boolean, not an integer"),
+        (
+            {"calls": (Call("order", {"items": [1], "options": {}}),)},
+            "argument 'items[0]' is an integer, not a string",
+        ),
     ],
 )
-def test_schema(pair, why):
-    assert why in reason("schema", pair)
+def test_schema(changes, why):
+    assert reason("schema", GOOD._replace(**changes)) == why
 
 
-@pytest.mark.parametrize("text", ["what is 1 and 2", "Please: what IS 1, and 2?!", "Could you what is 1 and 2"])
+@pytest.mark.parametrize("text", [SEED.seed, "what s 5 6 PLEASE", "Could you: What's 5, 6?"])
 def test_copies_of_the_seed(text):
-    assert "seed" in reason("copy", GOOD._replace(query=text))
+    assert reason("copy", GOOD._replace(query=text)) == "the request repeats the seed"
 
 
 def test_copies_of_others_and_of_the_instruction():
-    assert "another" in reason("copy", kept=["what is 4 PLUS 5"])
-    assert "instruction" in reason("copy", GOOD._replace(query="Different requests for the same function"))
-    assert reason("copy", GOOD._replace(query="What is 1 and 3?")) is None
+    assert reason("copy", kept=["what is 4 PLUS 5"]) == "the request repeats another one"
+    assert reason("copy", kept=[]) is None
+    echo = GOOD._replace(query="Different requests for the same function")
+    assert reason("copy", echo) == "the request repeats the instruction"
+
+
+@pytest.mark.parametrize("text", ["What's 5 + 7, please?", "Add three, four, five", "\u52a0 5"])
+def test_what_is_no_copy(text):
+    assert reason("copy", GOOD._replace(query=text), kept=["Add three, four"]) is None
 
 
 def test_grounded_round_trip_and_agreement():
     assert "'b'" in reason("grounded", GOOD._replace(calls=(Call("add", {"a": 4, "b": 77}),)))
     assert reason("round-trip", reread=[Call("add", {"a": 4.0, "b": "5"})]) is None  # values are normalised
     assert "another call" in reason("round-trip", reread=[Call("add", {"a": 4, "b": 6})])
-    assert reason("agreement", relabelled=[[SUM], None]) == "agreement: 50% of 2 labels agree"
+    assert reason("agreement", relabelled=[[SUM], None]) == "50% of 2 labels agree"
 
 
 def test_evidence_that_was_not_gathered_speaks_for_nothing():
-    bare = Evidence(SEED.seed, SEED.tools)
-    assert examine(GOOD, bare, ["round-trip"]).reason
-    assert examine(GOOD, bare, ["agreement"]).reason
+    assert examine(GOOD, SEED, ["round-trip"]).reason
+    assert examine(GOOD, SEED, ["agreement"]).reason
 
 
 def test_the_first_check_that_fails_gives_the_reason_and_only_those_switched_on_are_made():
     bad = GOOD._replace(query=SEED.seed, calls=())
-    assert examine(bad, SEED, ["schema", "copy"]).reason == "schema: 0 calls instead of one"
-    assert examine(bad, SEED, ["copy"]).reason.startswith("copy: ")
+    assert examine(bad, SEED, ["copy", "schema"]).check == "schema"
+    assert examine(bad, SEED, ["copy"]).check == "copy"
     assert examine(bad, SEED, []).reason is None
-
-
-def test_names():
-    assert named("copy, schema") == ("schema", "copy")
-    assert named("") == ()
-    with pytest.raises(InputError, match="unknown check 'spelling'. Known: schema, copy"):
-        named("schema,spelling")
-
-
-def test_rejections_are_counted_by_name():
-    pairs = [GOOD, GOOD._replace(reason="copy: a"), GOOD._replace(reason="copy: b"), GOOD._replace(reason="was cut")]
-    found = rejections(pair.record() for pair in pairs)
-    assert found == {"kept": 1, **dict.fromkeys(CHECKS, 0), "copy": 2, "was cut": 1}
+    unreadable = GOOD._replace(reason="no JSON")
+    assert examine(unreadable, SEED) == unreadable, "its own reason stays"
 
 
 def test_normal_text():

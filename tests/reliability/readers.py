@@ -18,12 +18,13 @@ from ttsi_jax.checkpoints.gguf import GgufFile
 from ttsi_jax.checkpoints.safetensors import SafetensorsFiles
 from ttsi_jax.checkpoints.tokenizer import tokenizer_from_gguf
 from ttsi_jax.errors import InputError, ModelFileError
+from ttsi_jax.quality.checks import Evidence, examine
 from ttsi_jax.runs.compare import compare
 from ttsi_jax.runs.comparison_tables import comparison_tables
 from ttsi_jax.runs.groups import load_run
 from ttsi_jax.runs.report import render_report
 from ttsi_jax.runs.table import examples_table
-from ttsi_jax.synthesis import check_pair, read_pair, read_request
+from ttsi_jax.synthesis import read_pair, read_request
 from ttsi_jax.tasks import CallSyntaxError, call_correct, check_call, parse_calls, render_call
 from ttsi_jax.tasks.hammer import load_hammer
 from ttsi_jax.tasks.jsonl import load_jsonl
@@ -49,7 +50,7 @@ def read_calls(data: bytes) -> None:
     """What a model says, as calls and as a synthetic pair."""
     said = data.decode("utf-8", "replace")
     read_request(said)
-    check_pair(read_pair(said), "seed", _tools(), [])
+    examine(read_pair(said), Evidence("seed", _tools()))
     try:
         calls = parse_calls(said)
     except CallSyntaxError:

@@ -19,7 +19,10 @@ def correct(pick, tool, call):
 
 
 YES, NO, FIXED, BROKE = (True, True), (False, False), (False, True), (True, False)
-ACCEPTED, REJECTED = {"accepted": True, "reason": None}, {"accepted": False, "reason": "unknown function"}
+ACCEPTED, REJECTED = (
+    {"accepted": True, "reason": None},
+    {"accepted": False, "reason": "unknown function", "check": "schema"},
+)
 RECORDS = [
     Record(
         *("a", "t", "q"),
@@ -101,6 +104,7 @@ def test_a_small_run_by_hand():
         "synthetic_written": 5,
         "synthetic_accepted": 2,
         "usable_share": pytest.approx(2 / 3),
+        "rejections": {"schema": 3},
         "reasons": {"unknown function": 3, "loss rose": 1, "no usable pair": 1},
         "seconds": {"score": 12.0, "adapt": 5.0},
         "timed": {"score": 5, "adapt": 2},

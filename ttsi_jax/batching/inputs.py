@@ -32,7 +32,7 @@ CHARACTERS_PER_TOKEN = 16  # more than a text has, on average
 BUCKET_COST = 32_768  # padded prefix tokens that another bucket's programs are worth: about a minute on two cores
 
 # What an input's random key is used for; each use folds its own number into the key.
-SYNTHESIS, ADAPTATION, ANSWER, SAMPLES = 0, 1, 2, 3
+SYNTHESIS, ADAPTATION, ANSWER, SAMPLES, CHECKING = range(5)
 
 
 @dataclass(eq=False)

@@ -8,11 +8,9 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
-from ttsi_jax.errors import InputError
 from ttsi_jax.quality.grounding import ungrounded
 from ttsi_jax.quality.voting import Answer, agreement, same
 from ttsi_jax.synthesis import Synthetic
@@ -28,7 +26,7 @@ class Evidence(NamedTuple):
     seed: str  # the input's own request
     tools: Sequence[Tool]
     kept: Sequence[str] = ()  # requests of the input's pairs that were kept
-    told: Sequence[str] = ()  # instructions that the model was given, which it may have echoed
+    told: str = ""  # the instruction that the model was given, which it may have echoed
     reread: Answer = None  # the model's own answer to the pair's request
     relabelled: Sequence[Answer] = ()  # n sampled answers to it
 
@@ -38,8 +36,6 @@ Check = Callable[[Synthetic, Evidence], str | None]
 
 def schema(pair: Synthetic, evidence: Evidence) -> str | None:
     """There is a request and one call, of a listed function, with its required arguments and values of their types."""
-    if pair.reason:
-        return pair.reason
     if not normal(pair.query):
         return "the request is empty"
     if len(pair.calls) != 1:
@@ -54,7 +50,7 @@ def copy(pair: Synthetic, evidence: Evidence) -> str | None:
         return "the request repeats the seed"
     if own in map(normal, evidence.kept):
         return "the request repeats another one"
-    if own and any(own in normal(text) for text in evidence.told):
+    if own and own in normal(evidence.told):
         return "the request repeats the instruction"
     return None
 
@@ -78,40 +74,23 @@ def agreement_of_labels(pair: Synthetic, evidence: Evidence) -> str | None:
     return None if share > AGREEING else f"{share:.0%} of {len(evidence.relabelled)} labels agree"
 
 
-CHECKS: dict[str, Check] = {
+CHECKS: dict[str, Check] = {  # in the order in which they are made
     "schema": schema,
     "copy": copy,
     "grounded": grounded,
     "round-trip": round_trip,
     "agreement": agreement_of_labels,
 }
+ASKING = ("round-trip", "agreement")  # those for which the model answers the pair's request again
 
 
-def named(names: str) -> tuple[str, ...]:
-    """The checks that a setting such as `schema,copy` switches on, in the order in which they are made.
-
-    Raises:
-        InputError: for a name that no check has.
-    """
-    given = [name.strip() for name in names.split(",") if name.strip()]
-    if unknown := [name for name in given if name not in CHECKS]:
-        raise InputError(f"--synthesis.checks: unknown check '{unknown[0]}'. Known: {', '.join(CHECKS)}")
-    return tuple(name for name in CHECKS if name in given)
-
-
-def examine(pair: Synthetic, evidence: Evidence, names: Sequence[str] = ("schema", "copy")) -> Synthetic:
-    """The pair; where a check drops it, its reason is `<name>: <why>`."""
-    found = ((name, CHECKS[name](pair, evidence)) for name in names)
-    failed = next((f"{name}: {why}" for name, why in found if why), None)
-    return pair._replace(reason=failed)
-
-
-def rejections(pairs: Iterable[Mapping[str, Any]]) -> dict[str, int]:
-    """How many recorded pairs each check dropped, with those that were accepted under `kept`."""
-    counts = Counter("kept" if pair["accepted"] else str(pair["reason"]).split(":")[0] for pair in pairs)
-    return {name: counts[name] for name in ("kept", *CHECKS)} | {
-        name: count for name, count in counts.items() if name not in CHECKS and name != "kept"
-    }
+def examine(pair: Synthetic, evidence: Evidence, names: Sequence[str] = tuple(CHECKS)) -> Synthetic:
+    """The pair, with the reason of the first check that drops it; a pair that has a reason already keeps it."""
+    if pair.reason is not None:
+        return pair
+    found = ((name, CHECKS[name](pair, evidence)) for name in CHECKS if name in names)
+    check, reason = next(((name, why) for name, why in found if why), (None, None))
+    return pair._replace(reason=reason, check=check)
 
 
 def normal(text: str) -> str:

@@ -22,12 +22,14 @@ class Sample(TypedDict):
 
 
 class Pair(TypedDict):
-    """One written pair; `reason` says why it was dropped. `samples` are there where the loss asked for some."""
+    """One written pair; `reason` says why it was dropped, `check` which check did. `samples` are there where the loss
+    asked for some."""
 
     query: str
     calls: list[Call]
     accepted: bool
     reason: str | None
+    check: NotRequired[str | None]
     samples: NotRequired[list[Sample]]
 
 

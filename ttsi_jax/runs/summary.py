@@ -31,9 +31,10 @@ def summarise(records: Sequence[Record]) -> dict[str, Any]:
         `*_accuracy_base` and `*_accuracy` are shares of the labelled records, None where there are none; `correct` and
         `labelled` hold their counts under the same names. `fixed` and `broke` speak of call correctness. `usable_share`
         is the share of uncertain inputs with an accepted pair. `reasons` counts why pairs were rejected and why inputs
-        ended as they did. `one_candidate`, `duplicates` (the conversation and functions of an earlier input) and
-        `unmatchable` (no answer can be right) count inputs whose figures mean less. `timed` counts the inputs that went
-        through a stage of `seconds`.
+        ended as they did, `rejections` the rejected pairs by the check that dropped them, under `unusable` those that
+        could not be read, were cut or did not fit. `one_candidate`, `duplicates` (the conversation and functions of an
+        earlier input) and `unmatchable` (no answer can be right) count inputs whose figures mean less. `timed` counts
+        the inputs that went through a stage of `seconds`.
     """
     sound = [record for record in records if record.error is None]
     uncertain = [record for record in sound if record.uncertain]
@@ -62,6 +63,7 @@ def summarise(records: Sequence[Record]) -> dict[str, Any]:
         "synthetic_written": len(pairs),
         "synthetic_accepted": sum(map(_accepted, pairs)),
         "usable_share": _share(any(map(_accepted, record.synthetic)) for record in uncertain),
+        "rejections": dict(Counter(pair.get("check") or "unusable" for pair in pairs if not _accepted(pair))),
         "reasons": _reasons(sound, pairs),
         "seconds": {stage: math.fsum(seconds) for stage, seconds in stages.items()},
         "timed": {stage: len(seconds) for stage, seconds in stages.items()},
