@@ -74,6 +74,12 @@ def test_the_margin_is_that_of_the_formula_and_within_0_and_1(values):
     assert 0.0 <= found <= 1.0
 
 
+def test_the_likelihood_is_the_best_names_own():
+    values, mask = jnp.log(jnp.asarray([0.2, 0.1, 0.9])), jnp.asarray([True, True, False])
+    assert float(ESTIMATORS["likelihood"](values, mask)) == pytest.approx(0.2)
+    assert float(ESTIMATORS["likelihood"](values, mask & False)) == 0.0
+
+
 @pytest.mark.parametrize("estimator", ESTIMATORS.values(), ids=list(ESTIMATORS))
 def test_estimators_map_over_inputs_and_trace_once(estimator):
     values = jnp.asarray([[-1.0, -2.0, -3.0], [-5.0, -5.0, -9.0]])

@@ -16,8 +16,6 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from ttsi_jax.quality.confidence import name_probability
-
 
 @dataclass(frozen=True)
 class GateConfig:
@@ -70,11 +68,21 @@ def negentropy(log_likelihoods: Array, mask: Array) -> Array:
     return jnp.where(n > 0, jnp.clip(certainty, 0.0, 1.0), 0.0)
 
 
+def likelihood(log_likelihoods: Array, mask: Array) -> Array:
+    """The likeliest candidate's probability itself, not relative to the others: low where the model would rather say
+    something else than any of them (Malinin and Gales, arXiv 2002.07650); a float32 scalar."""
+    return jnp.exp(jnp.minimum(jnp.max(jnp.where(mask, log_likelihoods, -jnp.inf), initial=-jnp.inf), 0.0))
+
+
 @partial(jax.jit, static_argnums=0)
 def gate_wave(estimator: Estimator, log_likelihoods: Array, mask: Array) -> tuple[Array, Array]:
     """Probabilities [E, N] and certainties [E] of E inputs, from log-likelihoods and a mask [E, N]."""
     return jax.vmap(relative_softmax)(log_likelihoods, mask), jax.vmap(estimator)(log_likelihoods, mask)
 
 
-ESTIMATORS: dict[str, Estimator] = {"margin": margin, "top": top_probability, "negentropy": negentropy}
-ESTIMATORS["likelihood"] = name_probability
+ESTIMATORS: dict[str, Estimator] = {
+    "margin": margin,
+    "top": top_probability,
+    "negentropy": negentropy,
+    "likelihood": likelihood,
+}

@@ -11,8 +11,8 @@ import unicodedata
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
+from ttsi_jax.quality.agreement import Answer, agreement, same
 from ttsi_jax.quality.grounding import ungrounded
-from ttsi_jax.quality.voting import Answer, agreement, same
 from ttsi_jax.synthesis import Synthetic
 from ttsi_jax.tasks import Tool, check_call
 
