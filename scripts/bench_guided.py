@@ -54,9 +54,10 @@ def main() -> int:
     from ttsi_jax.answering import TEXT
     from ttsi_jax.checkpoints import load_model
     from ttsi_jax.guided import decoding
+    from ttsi_jax.guided.grammar import call_schema
     from ttsi_jax.guided.masks import Grammars
     from ttsi_jax.model.decoder import tokens_after
-    from ttsi_jax.model.generation import Sampling, Script, SlotTables, decode_wave
+    from ttsi_jax.model.generation import Arrivals, Rows, Sampling, Script, SlotTables, decode_wave, nothing_decoding
     from ttsi_jax.model.scoring import Candidates, score_wave
     from ttsi_jax.tasks import check_call, load_task, parse_calls
     from ttsi_jax.tasks.prompts import PromptEncoder, answer_messages
@@ -73,22 +74,23 @@ def main() -> int:
     tokens = jax.vmap(tokens_after)(jnp.asarray(ids), jnp.asarray(lengths))
     nothing = Candidates(jnp.zeros((n, 1, 1), jnp.int32), jnp.zeros((n, 1), jnp.int32))
     read = jax.block_until_ready(score_wave(config, params, tokens, jnp.asarray(lengths), nothing).prompted)
-    keys, greedy = jax.random.split(jax.random.key(0), n), Sampling(jnp.float32(0), jnp.float32(1))
+    rows, keys = Rows(read), jax.random.split(jax.random.key(0), n)
+    greedy = Sampling(jnp.zeros(n), jnp.ones(n))
 
     start = time.perf_counter()
     grammars = Grammars(model.tokenizer, config.vocab_size, model.stop_ids)
     once = {"tokenizer for masks": time.perf_counter() - start}
     start = time.perf_counter()
     for example in examples:
-        grammars.guide(example.tools, settings.max_tokens)
+        grammars.guide(call_schema(example.tools), settings.max_tokens)
     once["a grammar, the first time"] = (time.perf_counter() - start) / n
 
     def guides() -> list[Any]:
-        return [grammars.guide(example.tools, settings.max_tokens) for example in examples]
+        return [grammars.guide(call_schema(example.tools), settings.max_tokens) for example in examples]
 
     def guided() -> list[Any]:
-        rows = guides()
-        return decoding.decode_guided(config, params, read, grammars, rows, keys, greedy, n_steps=settings.max_tokens)
+        own = guides()
+        return decoding.decode_guided(config, params, rows, own, keys, greedy, n_steps=settings.max_tokens)
 
     start = time.perf_counter()
     written = guided()
@@ -97,11 +99,13 @@ def main() -> int:
     ones = jnp.ones((n, 1), jnp.int32)
     anything = jnp.ones((TEXT, config.vocab_size), bool)
     tables = SlotTables(jnp.zeros((TEXT, config.vocab_size), jnp.int8), anything, anything)
+    arrivals = Arrivals(rows, jnp.arange(n), jnp.arange(n), jnp.int32(n))
     script = Script(ones * TEXT, ones * 0, ones * n_steps, ones[:, 0])
 
     def unguided() -> None:
+        lanes = nothing_decoding(rows, settings.max_tokens, 1)
         jax.block_until_ready(
-            decode_wave(config, params, read, script, tables, keys, greedy, n_steps=settings.max_tokens)
+            decode_wave(config, params, lanes, arrivals, script, tables, keys, greedy, jnp.int32(n)).generated
         )
 
     start = time.perf_counter()

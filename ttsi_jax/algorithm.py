@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Generator
+from dataclasses import replace
 from typing import Any
 
 import jax
@@ -20,6 +21,7 @@ from ttsi_jax.batching.schedule import Adapt, Decode, Score, Steps
 from ttsi_jax.batching.waves import Ids, Pair, Row
 from ttsi_jax.config import Parts, RunConfig
 from ttsi_jax.errors import InputError
+from ttsi_jax.guided.masks import Grammars, Guide
 from ttsi_jax.model.generation import Sampling
 from ttsi_jax.model.lora import Adapter
 from ttsi_jax.quality.checks import ASKING, Evidence, examine
@@ -40,10 +42,20 @@ Wanting = Generator[Score | Decode | Adapt, Any, Any]  # a part of the algorithm
 class Algorithm:
     """The steps for one input, with the settings of a run bound."""
 
-    def __init__(self, config: RunConfig, parts: Parts, encoder: PromptEncoder, stop: Ids, context_length: int):
-        """`stop`: the token that ends an answer in training; `context_length`: the model's, in tokens."""
+    def __init__(
+        self,
+        config: RunConfig,
+        parts: Parts,
+        encoder: PromptEncoder,
+        stop: Ids,
+        context_length: int,
+        grammars: Grammars | None = None,
+    ):
+        """`stop`: the token that ends an answer in training; `context_length`: the model's, in tokens; `grammars`:
+        for guided answers."""
         self.config, self.parts, self.encoder, self.stop = config, parts, encoder, stop
-        self.context_length = context_length
+        self.context_length, self.grammars = context_length, grammars
+        self.n_opening = len(encoder.fragment(OPENING))
         self.n_decoded = max(config.answer.max_tokens, config.synthesis.max_tokens)
         self.reached: Counter[str] = Counter()  # inputs, by stage
         self.done: Counter[str] = Counter()
@@ -57,7 +69,10 @@ class Algorithm:
         self.done["score"] += 1
         # The base's answer to an input that adapts is a measurement, and timed apart.
         stage = "base_answer" if adapts else "answer"
-        text = yield from self.answer(draft, prompt, draft.record.pick_base, stage)
+        try:
+            text = yield from self.answer(draft, prompt, draft.record.pick_base, stage)
+        except InputError as error:
+            return replace(draft.record, error=str(error))
         draft.note(text_base=text, base_calls=plain(read_calls(text)))
         if adapts and (yield from self.synthesize(draft)):
             yield from self.adapt_and_answer(draft)
@@ -81,9 +96,22 @@ class Algorithm:
         return log_likelihoods / np.array([len(name) for name in draft.names], np.float32)
 
     def answer_row(self, draft: Draft) -> Row:
-        """The input with its answer prompt; the answer starts before its opening where the model writes that."""
-        opened = self.parts.answerer.opened
-        return draft.row(draft.opened, ANSWER, start=len(draft.opened if opened else draft.answer))
+        """The input with its answer prompt."""
+        return self.opened_row(draft, draft.opened, self.parts.answerer, ANSWER)
+
+    def opened_row(self, draft: Draft, suffix: Ids, answerer: Answerer, *purpose: int) -> Row:
+        """A prompt that ends with an answer's opening; the answer starts before that where the model writes it."""
+        return draft.row(suffix, *purpose, start=len(suffix) - (0 if answerer.opened else self.n_opening))
+
+    def guide(self, draft: Draft, part: Answerer | Synthesizer, limit: int) -> Guide | None:
+        """Through what the model may write, of at most `limit` tokens; None: anything.
+
+        Raises:
+            InputError: no call of the input's functions is so short.
+        """
+        if self.grammars is None or part.schema is None:
+            return None
+        return self.grammars.guide(part.schema(draft.example.tools), limit)
 
     # H
 
@@ -110,7 +138,7 @@ class Algorithm:
 
     def answer(self, draft: Draft, prompt: Prompt, pick: str | None, stage: str) -> Wanting:
         """The greedy answer to the input itself, with the function that scoring picked; None where a logit was not
-        finite."""
+        finite. Raises what `guide` does."""
         text, _ = yield from self.fill_in(self.parts.answerer, draft, prompt, draft.tool(pick), stage)
         return text
 
@@ -119,7 +147,8 @@ class Algorithm:
     ) -> Wanting:
         """An answer with this tool (None where a logit was not finite), and whether a part of it was cut."""
         script = answerer.script(self.encoder, tool, self.config.answer)
-        said = yield from self.decode(draft, stage, Work(prompt, script, sampling))
+        guide = self.guide(draft, answerer, self.config.answer.max_tokens)
+        said = yield from self.decode(draft, stage, Work(prompt, script, sampling, guide=guide))
         return answerer.text(tool, said.texts) if said.finite else None, said.cut
 
     # G
@@ -148,28 +177,41 @@ class Algorithm:
         slot = Slot(TEXT, limit=self.config.answer.max_tokens)
         if synthesizer.line:
             slot = Slot(LINE, limit=settings.max_tokens)
+        try:
+            guide = self.guide(draft, synthesizer, slot.limit)
+        except InputError as error:
+            return Synthetic("", (), str(error))
         _, prompt = yield from self.read(draft, "synthesize", draft.row(draft.request, SYNTHESIS, attempt))
-        work = Work(prompt, [slot], Sampling(settings.temperature, settings.top_p))
+        work = Work(prompt, [slot], Sampling(settings.temperature, settings.top_p), guide=guide)
         said = yield from self.decode(draft, "synthesize", work)
         if not said.finite:
             return Synthetic("", (), NOT_FINITE)
         pair = synthesizer.read(said.texts[0])
-        if said.cut and synthesizer.line and not pair.reason:
-            pair = pair._replace(reason=f"the request was cut at {slot.limit} tokens")
+        if said.cut and (synthesizer.line or guide) and not pair.reason:
+            what = "request" if synthesizer.line else "pair"
+            pair = pair._replace(reason=f"the {what} was cut at {slot.limit} tokens")
         return pair
 
     def label(self, draft: Draft, pair: Synthetic) -> Wanting:
-        """The pair with the call that the model answers its request with: the function that its scoring picks, and each
-        value decoded after its key."""
+        """The pair with the call that the model answers its request with: guided, where answers are; else the function
+        that its scoring picks, and each value decoded after its key."""
+        answerer = KEYS if self.parts.answerer.schema is None else self.parts.answerer
         try:
-            suffix = self.label_prompt(draft, pair)
+            text, cut, _ = yield from self.reply(draft, pair, answerer, SYNTHESIS)
         except InputError as error:
             return pair._replace(reason=str(error))
-        scores, prompt = yield from self.read(draft, "synthesize", draft.row(suffix, SYNTHESIS))
-        text, cut = yield from self.fill_in(KEYS, draft, prompt, draft.tool(draft.best(scores)), "synthesize")
-        finite = text is not None and np.all(np.isfinite(scores))
-        reason = None if finite and not cut else "a value was cut" if finite else NOT_FINITE
+        reason = NOT_FINITE if text is None else "a value was cut" if cut else None
         return pair._replace(calls=tuple(read_calls(text) or ()), reason=reason)
+
+    def reply(self, draft: Draft, pair: Synthetic, answerer: Answerer, *purpose: int, n_samples: int = 0) -> Wanting:
+        """The model's own answer to a new request (None where a score or logit was not finite), whether a part of it
+        was cut, and sampled answers. Raises what `label_prompt` does."""
+        row = self.opened_row(draft, self.label_prompt(draft, pair), answerer, *purpose)
+        scores, prompt = yield from self.read(draft, "synthesize", row)
+        tool = draft.tool(draft.best(scores))
+        text, cut = yield from self.fill_in(answerer, draft, prompt, tool, "synthesize")
+        samples = yield from self.sample(answerer, draft, prompt, tool, n_samples)
+        return text if np.all(np.isfinite(scores)) else None, cut, samples
 
     def label_prompt(self, draft: Draft, pair: Synthetic) -> Ids:
         """The answer prompt of a new request, after the prefix.
@@ -195,21 +237,13 @@ class Algorithm:
         asking = [name for name in checks if name in ASKING]
         if pair.reason or not asking:
             return pair
+        purpose, n = (CHECKING, len(draft.record.synthetic)), self.config.synthesis.labels * ("agreement" in asking)
         try:
-            suffix = self.label_prompt(draft, pair)
+            text, _, samples = yield from self.reply(draft, pair, self.parts.answerer, *purpose, n_samples=n)
         except InputError as error:
             return pair._replace(reason=str(error))
-        start = len(suffix) - (0 if self.parts.answerer.opened else len(self.encoder.fragment(OPENING)))
-        row = draft.row(suffix, CHECKING, len(draft.record.synthetic), start=start)
-        scores, prompt = yield from self.read(draft, "synthesize", row)
-        tool = draft.tool(draft.best(scores))
-        text, _ = yield from self.fill_in(self.parts.answerer, draft, prompt, tool, "synthesize")
-        samples: list[str] = []
-        if "agreement" in asking:
-            samples = yield from self.sample(draft, prompt, tool, self.config.synthesis.labels)
-        return examine(
-            pair, evidence._replace(reread=read_calls(text), relabelled=list(map(read_calls, samples))), asking
-        )
+        evidence = evidence._replace(reread=read_calls(text), relabelled=[*map(read_calls, samples)])
+        return examine(pair, evidence, asking)
 
     def keep_if_good(self, draft: Draft, pair: Synthetic) -> Synthetic:
         """Records a pair with the outcome of its checks, and makes a training sequence of a good one."""
@@ -243,17 +277,17 @@ class Algorithm:
             for _ in range(self.config.adapt.samples):
                 self.add_sample(draft, pair, "")
             return
-        row = draft.row(suffix, SAMPLES, len(draft.pairs))
-        _, prompt = yield from self.read(draft, "synthesize", row)
-        for text in (yield from self.sample(draft, prompt, draft.tool(pair.calls[0].name), self.config.adapt.samples)):
+        _, prompt = yield from self.read(draft, "synthesize", draft.row(suffix, SAMPLES, len(draft.pairs)))
+        tool = draft.tool(pair.calls[0].name)
+        for text in (yield from self.sample(answerer, draft, prompt, tool, self.config.adapt.samples)):
             self.add_sample(draft, pair, text)
 
-    def sample(self, draft: Draft, prompt: Prompt, tool: Tool, n: int) -> Wanting:
+    def sample(self, answerer: Answerer, draft: Draft, prompt: Prompt, tool: Tool, n: int) -> Wanting:
         """Several sampled answers with this tool; empty where a logit was not finite."""
         sampling, texts = Sampling(self.config.synthesis.temperature, self.config.synthesis.top_p), list[str]()
         for number in range(n):
             own = prompt._replace(key=jax.random.fold_in(prompt.key, number))
-            text, _ = yield from self.fill_in(self.parts.answerer, draft, own, tool, "synthesize", sampling)
+            text, _ = yield from self.fill_in(answerer, draft, own, tool, "synthesize", sampling)
             texts.append(text or "")
         return texts
 

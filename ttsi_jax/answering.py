@@ -2,9 +2,9 @@
 # pyright: reportUnknownArgumentType=false, reportUnknownLambdaType=false
 """From a prompt to function calls: what the model decodes, and how it is read.
 
-Two forms. `free`: the model writes its whole answer, which is parsed. `keys`: the function that scoring picked and its
-argument names are written for the model, and it decodes each value; for models too small to write JSON by themselves.
-Both are scripts for `ttsi_jax.model.generation`, and both end as text that the same parser reads.
+Three forms. `free`: the model writes its whole answer. `guided`: the same, but it can write nothing that is not a call
+of a listed function. `keys`: the function that scoring picked and its argument names are written for the model, and it
+decodes each value; for models too small to write JSON by themselves. All end as text that the same parser reads.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
+from ttsi_jax.guided.grammar import call_schema
 from ttsi_jax.model.generation import FORCED, SlotTables
 from ttsi_jax.tasks import Call, CallSyntaxError, Tool, parse_calls
 from ttsi_jax.tasks.pieces import call_pieces, forced_pieces, json_type, keys_text, written_arguments
@@ -31,8 +32,9 @@ class AnswerConfig:
     """Settings of answering.
 
     Attributes:
-        form: `free` (the model writes JSON or `name(argument=value)`), `keys` (it only fills in the values), or
-          `package.module:object`, an `Answerer`.
+        form: `free` (the model writes JSON or `name(argument=value)`), `guided` (JSON under the functions' schemas;
+          needs the extra `guided`), `keys` (it only fills in the values), `auto` (`guided` where the extra is there,
+          else `keys`), or `package.module:object`, an `Answerer`.
         max_tokens: most tokens of an answer, forced ones included.
         value_tokens: most tokens of one value in the form `keys`.
     """
@@ -164,16 +166,19 @@ class Answerer(NamedTuple):
         text: (tool, what the model said in each free slot, in order) -> the answer, which is then parsed.
         opened: whether the script follows `{"name": "`, the opening of an answer, after which candidates are scored;
             otherwise it begins with the model's turn.
+        schema: tools -> the JSON schema that the answer is decoded under; the script is then one free slot.
     """
 
     script: Callable[[PromptEncoder, Tool, AnswerConfig], list[Slot]]
     text: Callable[[Tool, Sequence[str]], str]
     opened: bool = False
+    schema: Callable[[Sequence[Tool]], dict[str, Any]] | None = None
 
 
 FREE = Answerer(lambda encoder, tool, config: [Slot(TEXT, limit=config.max_tokens)], lambda tool, texts: texts[0])
 KEYS = Answerer(keys_script, keys_text, opened=True)
-ANSWERERS = {"free": FREE, "keys": KEYS}
+GUIDED = FREE._replace(schema=call_schema)
+ANSWERERS = {"free": FREE, "guided": GUIDED, "keys": KEYS}
 
 
 def call_ids(encoder: PromptEncoder, call: Call) -> tuple[int, ...]:

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import json
 import math
 from collections.abc import Callable, Iterator, Mapping
@@ -67,6 +68,14 @@ class RunConfig:
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values, as they stand in a run's `config.json`."""
         return json.loads(json.dumps(asdict(self)))
+
+
+def automatic(config: RunConfig) -> RunConfig:
+    """The settings with the form of answers that `auto` stands for here."""
+    if config.answer.form != "auto":
+        return config
+    form = "guided" if importlib.util.find_spec("llguidance") else "keys"
+    return replace(config, answer=replace(config.answer, form=form))
 
 
 class Parts(NamedTuple):

@@ -27,8 +27,9 @@ from ttsi_jax.checkpoints import LanguageModel
 from ttsi_jax.checkpoints.adapters import load_adapter, save_adapters
 from ttsi_jax.checkpoints.files import checksum
 from ttsi_jax.checkpoints.peft import WEIGHTS, load_start
-from ttsi_jax.config import Parts, RunConfig, check, find_parts
+from ttsi_jax.config import Parts, RunConfig, automatic, check, find_parts
 from ttsi_jax.errors import InputError
+from ttsi_jax.guided.masks import Grammars
 from ttsi_jax.runs.clock import CompileClock
 from ttsi_jax.runs.directory import RunDirectory, open_run, read_summary
 from ttsi_jax.runs.environment import environment
@@ -77,7 +78,7 @@ def run(
     """
     if unknown := parts.keys() - Parts._fields:
         raise TypeError(f"run() takes no '{min(unknown)}'; exchangeable are {', '.join(Parts._fields)}")
-    config = config.with_parts(parts)
+    config = automatic(config).with_parts(parts)
     check(config)
     weights = {"model": model.name, "checksum": model.checksum, "dtype": str(model.params["embed"].dtype)}
     described = weights | {"task": task.name, "inputs": fingerprint(task)}
@@ -140,7 +141,11 @@ class Loop:
         lora.chosen(model.config)  # refuses layers that the model does not have
         if config.adapt.start is not None:
             theta_0 = Adapted(load_start(config.adapt.start, lora, model.config), lora.scale, config.adapt.scope)
-        self.algorithm = Algorithm(config, self.parts, self.encoder, model.stop_ids[:1], self.context_length)
+        grammars = None
+        if self.parts.answerer.schema is not None:
+            grammars = Grammars(model.tokenizer, model.config.vocab_size, model.stop_ids)
+        stop = model.stop_ids[:1]
+        self.algorithm = Algorithm(config, self.parts, self.encoder, stop, self.context_length, grammars)
         self.waves = Waves(model, config.wave, self.algorithm.n_decoded, theta_0)
         self.keep: Callable[..., None] | None = None
         self.lap = 0.0

@@ -16,12 +16,13 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
+from ttsi_jax.guided.grammar import pair_schema
 from ttsi_jax.runs.record import Record
-from ttsi_jax.tasks import Call, CallSyntaxError, Example, parse_calls, strict_json
+from ttsi_jax.tasks import Call, CallSyntaxError, Example, Tool, parse_calls, strict_json
 from ttsi_jax.tasks.prompts import NEW_PAIR, NEW_REQUEST, request_opening
 
 
@@ -76,11 +77,13 @@ class Synthesizer(NamedTuple):
         read: what the model went on to write -> the pair, with the reason where it is of no use.
         line: whether a line break ends the reply; it may then have `synthesis.max_tokens` tokens, else
             `answer.max_tokens`.
+        schema: the JSON schema of the reply for a tool list, which it is written under where answers are guided.
     """
 
     prompt: Callable[[Example], tuple[str, str]]
     read: Callable[[str], Synthetic]
     line: bool = False
+    schema: Callable[[Sequence[Tool]], dict[str, Any]] | None = None
 
 
 PairSource = Synthesizer | Callable[[Example, int], Synthetic]
@@ -110,7 +113,7 @@ def read_pair(text: str) -> Synthetic:
         return Synthetic(query, (), f"the call cannot be read: {error}")
 
 
-PAIR = Synthesizer(lambda example: (NEW_PAIR, ""), read_pair)
+PAIR = Synthesizer(lambda example: (NEW_PAIR, ""), read_pair, schema=pair_schema)
 REQUEST = Synthesizer(
     lambda example: (NEW_REQUEST, request_opening(example)), lambda text: Synthetic(read_request(text), ()), line=True
 )

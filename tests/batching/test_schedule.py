@@ -20,14 +20,14 @@ class FakeWaves:
         return [f"scores of {row}" for row in rows], [prompt(row, None) for row in rows]
 
     def lanes(self):
-        return FakeLanes(self)
+        return FakeLanes(self), FakeLanes(self, "guided ")
 
 
 class FakeLanes:
     """Decodes at most `size` rows at a time."""
 
-    def __init__(self, waves: FakeWaves):
-        self.waves, self.waiting = waves, []
+    def __init__(self, waves: FakeWaves, kind: str = ""):
+        self.waves, self.kind, self.waiting = waves, kind, []
 
     @property
     def load(self) -> int:
@@ -37,7 +37,7 @@ class FakeLanes:
         works = self.waiting[: self.waves.size]
         del self.waiting[: self.waves.size]
         adapted = works[0].prompt.read.rows.adapters is not None
-        self.waves.log.append(("decode adapted" if adapted else "decode", len(works)))
+        self.waves.log.append((self.kind + ("decode adapted" if adapted else "decode"), len(works)))
         return works, [(work, f"said after {work.prompt.row}") for work in works]
 
 

@@ -175,7 +175,7 @@ def test_more_rows_than_lanes_say_what_each_says_alone():
     _, prompts = kept.score(ROWS, NAMES)
     works = [Work(prompts[i % 4], [Slot(TEXT, limit=1 + 3 * (i % 3))], owner=i) for i in range(10)]
     alone = [kept.decode([work])[0] for work in works]
-    lanes, found = kept.lanes(), {}
+    lanes, found = kept.lanes()[0], {}
     lanes.waiting.extend(works)
     while lanes.load:
         took_part, said = lanes.advance(to_the_end=False)

@@ -10,22 +10,28 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from guided.tools import SIZE, STOP, byte_level, tool_lists
-from model.tiny import VOCABULARY, prompted, random_adapter, random_ids, sequence, stack
+from model.tiny import VOCABULARY, prompted, random_adapter, random_ids, run_lanes, sequence, stack
 from tiny_runs import ADD, EVERY_TOOL, GREET, example
 from tiny_runs import tiny_model as talking_model
 from ttsi_jax.answering import TEXT, slot_tables
 from ttsi_jax.guided import masks
 from ttsi_jax.guided.decoding import append, decode_guided, mask_and_sample, read_tokens, unpack
+from ttsi_jax.guided.grammar import call_schema
 from ttsi_jax.model.cache import empty
-from ttsi_jax.model.generation import Sampling, Script, SlotTables, decode_wave
+from ttsi_jax.model.generation import Rows, Sampling, Script, SlotTables
 from ttsi_jax.model.scoring import prefill_wave
 from ttsi_jax.tasks import check_call, parse_calls
 from ttsi_jax.tasks.prompts import PromptEncoder, answer_messages
 from ttsi_jax.testing import tiny_model
 
-GREEDY, WARM = Sampling(jnp.float32(0.0), jnp.float32(1.0)), Sampling(jnp.float32(1.0), jnp.float32(0.9))
+GREEDY, WARM = Sampling(0.0, 1.0), Sampling(1.0, 0.9)
 STEPS = 64
 KEYS = jax.random.split(jax.random.key(0), 3)
+
+
+def each(n, sampling):
+    """The same for n rows."""
+    return Sampling(*(jnp.full(n, value, jnp.float32) for value in sampling))
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +62,9 @@ def test_the_greedy_choice_is_the_best_allowed_token(seed):
     rng = np.random.default_rng(seed)
     scores, allowed = rng.normal(size=(3, 70)).astype(np.float32), rng.random((3, 70)) < 0.3
     allowed[:, 7] = True
-    tokens, finite = mask_and_sample(jnp.asarray(scores), jnp.asarray(packed(allowed)), KEYS, jnp.int32(0), GREEDY)
+    tokens, finite = mask_and_sample(
+        jnp.asarray(scores), jnp.asarray(packed(allowed)), KEYS, jnp.int32(0), each(3, GREEDY)
+    )
     np.testing.assert_array_equal(tokens, np.where(allowed, scores, -np.inf).argmax(1))
     best = scores.argmax(1)
     kept = allowed[np.arange(3), best]
@@ -68,7 +76,9 @@ def test_samples_are_allowed_and_depend_on_the_rows_key_alone():
     rng = np.random.default_rng(0)
     scores, allowed = rng.normal(size=(3, 70)).astype(np.float32), rng.random((3, 70)) < 0.3
     draw = lambda step, rows: np.asarray(  # noqa: E731
-        mask_and_sample(jnp.asarray(scores[rows]), jnp.asarray(packed(allowed)[rows]), KEYS[rows], step, WARM)[0]
+        mask_and_sample(jnp.asarray(scores[rows]), jnp.asarray(packed(allowed)[rows]), KEYS[rows], step, each(3, WARM))[
+            0
+        ]
     )
     drawn = np.stack([draw(jnp.int32(step), np.arange(3)) for step in range(30)])
     assert all(allowed[row, token] for tokens in drawn for row, token in enumerate(tokens))
@@ -78,7 +88,7 @@ def test_samples_are_allowed_and_depend_on_the_rows_key_alone():
 
 def test_logits_that_are_not_finite_are_noted():
     scores = jnp.asarray([[1.0, 2.0], [jnp.nan, 0.0]])
-    finite = mask_and_sample(scores, jnp.asarray([[3], [3]], jnp.uint32), KEYS[:2], jnp.int32(0), GREEDY)[1]
+    finite = mask_and_sample(scores, jnp.asarray([[3], [3]], jnp.uint32), KEYS[:2], jnp.int32(0), each(2, GREEDY))[1]
     assert finite.tolist() == [True, False]
 
 
@@ -88,26 +98,26 @@ def everything(kinds=1):
 
 
 def test_steps_with_an_open_mask_are_the_unguided_loop():
-    """With a past that rows share, adapters of their own, and a row that ends early, whose later steps read nothing."""
+    """With pasts and adapters of their own, and a row that ends early, whose later steps read nothing."""
     config, params = tiny_model(VOCABULARY, 16)
-    past = jax.tree.map(lambda x: x[0], prefill_wave(config, params, jnp.asarray([random_ids(9, 6)]), jnp.full(1, 6)))
-    more = dict(past=(past,), adapters=stack([random_adapter(config, seed) for seed in range(3)]), scale=2.0)
+    past = (prefill_wave(config, params, jnp.asarray([random_ids(9 + row, 6) for row in range(3)]), jnp.full(3, 6)),)
+    adapters = stack([random_adapter(config, seed) for seed in range(3)])
     prompts = stack([sequence(random_ids(seed, n), 12, 6) for seed, n in enumerate((12, 5, 9))])
-    read = prompted(config, params, prompts, **more)
+    rows = Rows(prompted(config, params, prompts, past, adapters, 2.0), past, adapters)
     limits = [6, 3, 6]
     script = Script(
         jnp.ones((3, 1), jnp.int32), jnp.zeros((3, 1), jnp.int32), jnp.asarray(limits)[:, None], jnp.ones(3, int)
     )
-    expected = decode_wave(config, params, read, script, everything(), KEYS, WARM, n_steps=6, **more).ids
+    expected = run_lanes(config, params, rows, script, everything(), KEYS, WARM, 6, scale=2.0).ids
 
-    own = jax.vmap(partial(empty, n_slots=6))(read.cache)
+    own = jax.vmap(partial(empty, n_slots=6))(rows.prompts.cache)
     open_masks = jnp.full((3, VOCABULARY // 32), 0xFFFFFFFF, jnp.uint32)
-    scores, found = read.logits, []
+    scores, found = rows.prompts.logits, []
     for step in range(6):
-        ids = mask_and_sample(scores, open_masks, KEYS, jnp.int32(step), WARM)[0]
+        ids = mask_and_sample(scores, open_masks, KEYS, jnp.int32(step), each(3, WARM))[0]
         ids = jnp.where(step < jnp.asarray(limits), ids, -1)
         found.append(np.asarray(ids))
-        scores, new = read_tokens(config, params, read, own, ids, jnp.int32(step), **more)
+        scores, new = read_tokens(config, params, rows, own, ids, jnp.int32(step), scale=2.0)
         own = append(own, new, jnp.int32(step))
     np.testing.assert_array_equal(np.stack(found, 1), expected)
 
@@ -116,14 +126,18 @@ def test_steps_with_an_open_mask_are_the_unguided_loop():
 @given(tool_lists, st.booleans(), st.integers(0, 20))
 def test_every_answer_of_a_random_model_parses_validates_and_closes(grammars, tools, greedy, seed):
     config, params = tiny_model(VOCABULARY, 16)
-    prompts = prompted(config, params, wave())
+    rows = Rows(prompted(config, params, wave()))
     try:
-        guides = [grammars.guide(tools, STEPS), grammars.guide(EVERY_TOOL, STEPS), grammars.guide([GREET], STEPS)]
+        guides = [
+            grammars.guide(call_schema(tools), STEPS),
+            grammars.guide(call_schema(EVERY_TOOL), STEPS),
+            grammars.guide(call_schema([GREET]), STEPS),
+        ]
     except masks.InputError:
         return  # a call of these tools has more tokens
     keys = jax.random.split(jax.random.key(seed), 3)
     sampling = GREEDY if greedy else WARM
-    said = decode_guided(config, params, prompts, grammars, guides, keys, sampling, n_steps=STEPS)
+    said = decode_guided(config, params, rows, guides, keys, each(3, sampling), n_steps=STEPS)
     for own, listed in zip(said, (tools, EVERY_TOOL, [GREET]), strict=True):
         (call,) = parse_calls(byte_level().decode(own.ids, clean_up_tokenization_spaces=False))
         assert check_call(call, listed) is None
@@ -132,22 +146,21 @@ def test_every_answer_of_a_random_model_parses_validates_and_closes(grammars, to
 
 def test_rows_do_not_depend_on_each_other_and_a_wave_may_have_empty_ones(grammars):
     config, params = tiny_model(VOCABULARY, 16)
-    prompts = prompted(config, params, wave())
+    rows = Rows(prompted(config, params, wave()))
 
     def write(*tool_lists):
-        guides = [grammars.guide(tools, STEPS) for tools in tool_lists]
-        return decode_guided(config, params, prompts, grammars, guides, KEYS, WARM, n_steps=STEPS)
+        guides = [tools and grammars.guide(call_schema(tools), STEPS) for tools in tool_lists]
+        return decode_guided(config, params, rows, guides, KEYS, each(3, WARM), n_steps=STEPS)
 
-    both, alone = write([ADD], EVERY_TOOL), write([ADD])
-    assert both[0] == alone[0] and len(alone) == 1
+    both, alone = write([ADD], EVERY_TOOL, None), write([ADD], None, None)
+    assert both[0] == alone[0] and both[1].ids and alone[1].ids == both[2].ids == []
 
 
 def test_a_model_whose_logits_are_not_finite_still_closes_and_says_so(grammars):
     config, params = tiny_model(VOCABULARY, 16)
-    prompts = prompted(config, params | {"embed": params["embed"] * jnp.nan}, wave())
-    (own,) = decode_guided(
-        config, params, prompts, grammars, [grammars.guide([GREET], STEPS)], KEYS, GREEDY, n_steps=STEPS
-    )
+    rows = Rows(prompted(config, params | {"embed": params["embed"] * jnp.nan}, wave()))
+    guides = [grammars.guide(call_schema([GREET]), STEPS), None, None]
+    own = decode_guided(config, params, rows, guides, KEYS, each(3, GREEDY), n_steps=STEPS)[0]
     assert not own.finite
     assert parse_calls(byte_level().decode(own.ids))
 
@@ -161,18 +174,18 @@ def test_guided_greedy_is_unguided_greedy_where_the_grammar_accepts_that():
     asked = [example(str(i), f"What is {i} and {i * i}?" if i % 2 else f"Hello {i * 7}") for i in range(16)]
     prompts_of = [encoder.encode(own, answer_messages(own)) for own in asked]
     size = max(map(len, prompts_of))
-    read = prompted(model.config, model.params, stack([sequence(list(ids), size) for ids in prompts_of]))
+    rows = Rows(prompted(model.config, model.params, stack([sequence(list(ids), size) for ids in prompts_of])))
     n = len(asked)
     keys = jax.random.split(jax.random.key(0), n)
     ones = jnp.ones((n, 1), jnp.int32)
     script = Script(ones * TEXT, ones * 0, ones * STEPS, ones[:, 0])
-    free = decode_wave(model.config, model.params, read, script, table, keys, GREEDY, n_steps=STEPS).ids
-    guides = [grammars.guide(EVERY_TOOL, STEPS) for _ in asked]
-    guided = decode_guided(model.config, model.params, read, grammars, guides, keys, GREEDY, n_steps=STEPS)
+    free = run_lanes(model.config, model.params, rows, script, table, keys, GREEDY, STEPS).ids
+    guides = [grammars.guide(call_schema(EVERY_TOOL), STEPS) for _ in asked]
+    guided = decode_guided(model.config, model.params, rows, guides, keys, each(n, GREEDY), n_steps=STEPS)
     accepted = 0
     for row, own in zip(np.asarray(free), guided, strict=True):
         row = [int(token) for token in row if token >= 0]
-        follower = grammars.guide(EVERY_TOOL, STEPS)
+        follower = grammars.guide(call_schema(EVERY_TOOL), STEPS)
         kept = 0
         while kept < len(row) and not follower.done and follower.take(row[kept]) == row[kept]:
             kept += 1

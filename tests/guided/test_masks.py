@@ -12,7 +12,7 @@ from guided.tools import SIZE, STOP, byte_level, sentencepiece, tool_lists
 from tiny_runs import ADD, EVERY_TOOL, GREET, ORDER, PING, tool
 from ttsi_jax.errors import InputError
 from ttsi_jax.guided import masks
-from ttsi_jax.guided.grammar import Bounds
+from ttsi_jax.guided.grammar import Bounds, call_schema
 from ttsi_jax.tasks import Call, check_call, parse_calls, render_call
 
 pytest.importorskip("llguidance")
@@ -46,8 +46,8 @@ def one_call(text, tools):
 @given(tool_lists, st.integers(0, 2**32 - 1), st.integers(0, 60))
 def test_any_choice_of_allowed_tokens_is_a_valid_call_within_the_limit(tools, seed, spare):
     rng = np.random.default_rng(seed)
-    shortest = len(GRAMMARS.guide(tools, 10_000)._way_out)
-    guide = GRAMMARS.guide(tools, shortest + spare)
+    shortest = len(GRAMMARS.guide(call_schema(tools), 10_000)._way_out)
+    guide = GRAMMARS.guide(call_schema(tools), shortest + spare)
     text, ids = write(guide, rng.choice)
     one_call(text, tools)
     assert len(ids) <= shortest + spare
@@ -58,8 +58,8 @@ def test_any_choice_of_allowed_tokens_is_a_valid_call_within_the_limit(tools, se
 @given(tool_lists, st.text('"\\{}[],: 0e-.é漢', min_size=1, max_size=4), st.integers(0, 40))
 def test_a_model_that_loves_a_few_letters_closes_its_call(tools, letters, spare):
     loved = byte_level().encode(letters)
-    shortest = len(GRAMMARS.guide(tools, 10_000)._way_out)
-    guide = GRAMMARS.guide(tools, shortest + spare)
+    shortest = len(GRAMMARS.guide(call_schema(tools), 10_000)._way_out)
+    guide = GRAMMARS.guide(call_schema(tools), shortest + spare)
     text, ids = write(guide, lambda tokens: next((token for token in loved if token in tokens), tokens[-1]))
     one_call(text, tools)
     assert len(ids) <= shortest + spare
@@ -67,7 +67,7 @@ def test_a_model_that_loves_a_few_letters_closes_its_call(tools, letters, spare)
 
 @given(st.lists(st.integers(0, SIZE - 1), min_size=200, max_size=200))
 def test_proposals_that_are_not_allowed_are_replaced(proposals):
-    guide = GRAMMARS.guide([ADD, GREET], 60)
+    guide = GRAMMARS.guide(call_schema([ADD, GREET]), 60)
     ids = []
     while not guide.done:
         ids.append(guide.take(proposals[len(ids)]))
@@ -80,7 +80,7 @@ def test_proposals_that_are_not_allowed_are_replaced(proposals):
 def test_a_sentencepiece_tokenizer_with_bytes(tools, seed):
     tokenizer, rng = sentencepiece(), np.random.default_rng(seed)
     grammars = masks.Grammars(tokenizer, len(tokenizer), (2,))
-    guide = grammars.guide(tools, 400)
+    guide = grammars.guide(call_schema(tools), 400)
     # the byte tokens of one letter do not decode in every order, so only text is compared
     text, ids = write(guide, rng.choice, tokenizer, grammars)
     one_call(text.strip(), tools)
@@ -99,7 +99,7 @@ def test_a_sentencepiece_tokenizer_with_bytes(tools, seed):
     ],
 )
 def test_the_call_as_it_is_rendered_is_accepted_and_not_cut(call):
-    guide = GRAMMARS.guide(EVERY_TOOL, 120)
+    guide = GRAMMARS.guide(call_schema(EVERY_TOOL), 120)
     text = render_call(call)
     ids = byte_level().encode(text)
     for token in ids:
@@ -123,7 +123,7 @@ def test_the_call_as_it_is_rendered_is_accepted_and_not_cut(call):
     ],
 )  # fmt: skip
 def test_what_no_tool_takes_is_not_allowed(text, kept):
-    guide = GRAMMARS.guide(EVERY_TOOL, 150)
+    guide = GRAMMARS.guide(call_schema(EVERY_TOOL), 150)
     ids = [byte_level().encode(letter)[0] for letter in text]
     for token in ids[: len(kept)]:
         assert token in allowed(guide)
@@ -132,36 +132,28 @@ def test_what_no_tool_takes_is_not_allowed(text, kept):
 
 
 def test_strings_and_lists_end():
-    grammars = masks.Grammars(byte_level(), SIZE, STOP, Bounds(characters=3, items=2))
+    bounds = Bounds(characters=3, items=2)
     a, comma, quote = (byte_level().encode(text)[0] for text in ("a", ",", '"'))
     prefer = lambda *loved: lambda tokens: next((token for token in loved if token in tokens), tokens[0])  # noqa: E731
-    text, _ = write(grammars.guide([GREET], 200), prefer(a, quote), grammars=grammars)
+    text, _ = write(GRAMMARS.guide(call_schema([GREET], bounds), 200), prefer(a, quote))
     assert '"name": "aaa"' in text
     items = tool("list", items={"type": "array", "items": {"type": "string"}})
-    text, _ = write(grammars.guide([items], 200), prefer(comma, quote), grammars=grammars)
+    text, _ = write(GRAMMARS.guide(call_schema([items], bounds), 200), prefer(comma, quote))
     assert len(parse_calls(text)[0].arguments["items"]) == 2
-
-
-def test_an_opening_is_already_written():
-    opening = byte_level().encode('{"name": "')
-    guide = GRAMMARS.guide([ADD, GREET], 60, opening)
-    assert {byte_level().decode([token])[0] for token in allowed(guide)} == {"a", "g"}
-    with pytest.raises(InputError, match="opening"):
-        GRAMMARS.guide([ADD], 60, byte_level().encode("[{"))
 
 
 def test_a_limit_below_the_shortest_call_is_refused():
     shortest = len(byte_level().encode('{"name": "ping", "arguments": {}}'))
-    text, _ = write(GRAMMARS.guide([PING], shortest), min)
+    text, _ = write(GRAMMARS.guide(call_schema([PING]), shortest), min)
     assert text == '{"name": "ping", "arguments": {}}'
     with pytest.raises(InputError, match=f"has {shortest} tokens, more than the limit of {shortest - 1}"):
-        GRAMMARS.guide([PING], shortest - 1)
+        GRAMMARS.guide(call_schema([PING]), shortest - 1)
 
 
 def test_rows_without_a_guide_or_with_a_finished_one_may_hold_anything():
-    done = GRAMMARS.guide([PING], 40)
+    done = GRAMMARS.guide(call_schema([PING]), 40)
     write(done, min)
-    found = GRAMMARS.masks([None, done, GRAMMARS.guide([PING], 40)])
+    found = GRAMMARS.masks([None, done, GRAMMARS.guide(call_schema([PING]), 40)])
     assert found.shape == (3, -(-SIZE // 32)) and found.dtype == np.uint32
     assert (found[:2] == 2**32 - 1).all()
     assert np.unpackbits(found[2].view(np.uint8)).sum() < 5
@@ -171,10 +163,10 @@ def test_rows_without_a_guide_or_with_a_finished_one_may_hold_anything():
 
 def test_guides_of_the_same_tools_are_compiled_once_and_go_their_own_ways():
     grammars = masks.Grammars(byte_level(), SIZE, STOP)
-    one, two = (grammars.guide([ADD, ORDER], 80) for _ in range(2))
+    one, two = (grammars.guide(call_schema([ADD, ORDER]), 80) for _ in range(2))
     assert len(grammars._compiled) == 1
     one.take(allowed(one)[0])
-    assert list(allowed(two, grammars)) == list(allowed(grammars.guide([ADD, ORDER], 80), grammars))
+    assert list(allowed(two, grammars)) == list(allowed(grammars.guide(call_schema([ADD, ORDER]), 80), grammars))
 
 
 def test_without_llguidance_it_is_said_what_to_install(monkeypatch):

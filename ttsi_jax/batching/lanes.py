@@ -17,6 +17,7 @@ from jax import Array
 
 from ttsi_jax.answering import Slot, free_texts, script_arrays
 from ttsi_jax.checkpoints import LanguageModel
+from ttsi_jax.guided.masks import Guide
 from ttsi_jax.model.cache import Cache
 from ttsi_jax.model.generation import (
     FORCED,
@@ -57,6 +58,7 @@ class Work(NamedTuple):
     script: Sequence[Slot]
     sampling: Sampling = GREEDY
     owner: Any = None  # whom the caller does it for
+    guide: Guide | None = None  # through the grammar that the script's one free slot is under
 
 
 class Said(NamedTuple):

@@ -11,6 +11,7 @@ from collections import defaultdict
 from collections.abc import Callable, Generator, Hashable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
+from ttsi_jax.batching.guided import GuidedLanes
 from ttsi_jax.batching.inputs import Draft
 from ttsi_jax.batching.lanes import Lanes, Work
 from ttsi_jax.batching.waves import Row, Waves
@@ -54,7 +55,7 @@ class Schedule:
         self._adapt = adapt
         self.scores: list[tuple[Steps, Score]] = []
         self.adapts: dict[Hashable, list[tuple[Steps, Adapt]]] = defaultdict(list)  # by the shape of training
-        self.base, self.adapted = waves.lanes(), waves.lanes()
+        self.base, self.adapted = waves.lanes(), waves.lanes()  # of each, the free and the guided ones
         self.ended: list[Record] = []
 
     def run(self, inputs: Iterable[Steps]) -> Iterator[list[Record]]:
@@ -70,21 +71,19 @@ class Schedule:
         training = max(self.adapts.values(), key=len, default=[])
         if len(training) >= size:
             self._adapt_some(training)
-        elif self.adapted.load >= size:
-            self._decode(self.adapted, to_the_end=False)
-        elif self.base.load >= size:
-            self._decode(self.base, to_the_end=False)
+        elif full := [lanes for lanes in (*self.adapted, *self.base) if lanes.load >= size]:
+            self._decode(full[0], to_the_end=False)
         elif self._gather_scores(waiting) >= size:
             self._score_some()
         # No full wave is left: what may lead to more work goes first.
-        elif self.base.load:
-            self._decode(self.base, to_the_end=True)
+        elif base := [lanes for lanes in self.base if lanes.load]:
+            self._decode(base[0], to_the_end=True)
         elif self.scores:
             self._score_some()
         elif training:
             self._adapt_some(training)
-        elif self.adapted.load:
-            self._decode(self.adapted, to_the_end=True)
+        elif adapted := [lanes for lanes in self.adapted if lanes.load]:
+            self._decode(adapted[0], to_the_end=True)
         else:
             return False
         return True
@@ -108,7 +107,7 @@ class Schedule:
             self.adapts[wish.draft.training_shape()].append((steps, wish))
         else:
             adapted = wish.work.prompt.read.rows.adapters is not None
-            lanes = self.adapted if adapted else self.base
+            lanes = (self.adapted if adapted else self.base)[wish.work.guide is not None]
             lanes.waiting.append(wish.work._replace(owner=(steps, wish)))
 
     def _finish(self, wave: Sequence[tuple[Steps, Any]], results: Iterable[Any]) -> None:
@@ -125,7 +124,7 @@ class Schedule:
         wave = self._take(training)
         self._finish(wave, self._adapt([wish for _, wish in wave]))
 
-    def _decode(self, lanes: Lanes, to_the_end: bool) -> None:
+    def _decode(self, lanes: Lanes | GuidedLanes, to_the_end: bool) -> None:
         took_part, said = lanes.advance(to_the_end)
         self.charge([(work.owner[1].draft, work.owner[1].stage) for work in took_part])
         for work, own in said:

@@ -17,6 +17,7 @@ from jax import Array
 
 from ttsi_jax.adaptation import AdaptConfig, adapt_wave, init_wave, repeat, training_chunk
 from ttsi_jax.answering import slot_tables, special_ids
+from ttsi_jax.batching.guided import GuidedLanes
 from ttsi_jax.batching.lanes import Lanes, Prompt, Read, Said, Work
 from ttsi_jax.checkpoints import LanguageModel
 from ttsi_jax.model.cache import PADDING, SHARED, Cache, wave_axis
@@ -191,13 +192,14 @@ class Waves:
         found = [own[: len(names)] for own, names in zip(scores, candidates, strict=False)]
         return found, [Prompt(read, index, row.key) for index, row in enumerate(rows)]
 
-    def lanes(self) -> Lanes:
-        """Idle lanes for rows that this reads."""
-        return Lanes(self.model, self.size, self.n_steps, self._tables, self._special)
+    def lanes(self) -> tuple[Lanes, GuidedLanes]:
+        """Idle lanes for rows that this reads, free and guided."""
+        free = Lanes(self.model, self.size, self.n_steps, self._tables, self._special)
+        return free, GuidedLanes(self.model, self.size, self.n_steps)
 
     def decode(self, work: Sequence[Work]) -> list[Said]:
-        """What at most E rows say, in lanes of their own."""
-        lanes = self.lanes()
+        """What at most E rows say that have no guides, in lanes of their own."""
+        lanes = self.lanes()[0]
         lanes.waiting.extend(one._replace(owner=index) for index, one in enumerate(work))
         _, said = lanes.advance(to_the_end=True)
         return [own for _, own in sorted(said, key=lambda entry: entry[0].owner)]

@@ -26,15 +26,17 @@ output, messages = Console(), Console(stderr=True)
 
 def run(args: Run) -> int:
     from ttsi_jax.checkpoints import load_model
-    from ttsi_jax.config import check
+    from ttsi_jax.config import automatic, check
     from ttsi_jax.loop import run as run_task
     from ttsi_jax.runs.clock import keep_programs
     from ttsi_jax.runs.progress import progress_bars
     from ttsi_jax.runs.table import examples_table, summary_table
     from ttsi_jax.tasks import load_task
 
-    config, directory = args.config(), args.directory()
+    config, directory = automatic(args.config()), args.directory()
     check(config)
+    if args.answer.form == "auto":
+        _say(f"--answer.form auto: {config.answer.form}")
     if args.compile_cache is not None:
         keep_programs(args.compile_cache)
     task = load_task(args.task, data_dir=args.data, limit=args.limit)

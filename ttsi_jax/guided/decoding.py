@@ -15,13 +15,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from ttsi_jax.guided.masks import Grammars, Guide
-from ttsi_jax.model.cache import PADDING, SHARED, Cache, empty, wave_axis, write
+from ttsi_jax.guided.masks import Guide
+from ttsi_jax.model.cache import PADDING, SHARED, Cache, empty, write
 from ttsi_jax.model.config import DecoderConfig
-from ttsi_jax.model.decoder import Params, Past, Tokens, forward, logits
-from ttsi_jax.model.generation import Sampling, sample
-from ttsi_jax.model.lora import Adapter
-from ttsi_jax.model.scoring import Prompted
+from ttsi_jax.model.decoder import Params, Tokens, forward, logits
+from ttsi_jax.model.generation import Rows, Sampling, sample
 
 
 class GuidedText(NamedTuple):
@@ -47,6 +45,7 @@ def mask_and_sample(scores: Array, masks: Array, keys: Array, step: Array, sampl
         masks: [E, ceil(V / 32)] uint32, see `unpack`.
         keys: [E] one random key per row; results do not depend on other rows.
         step: int32, folded into the keys.
+        sampling: of each row, arrays [E] float32.
 
     Returns:
         The tokens [E] int32, and whether each row's logits were finite [E] bool.
@@ -60,38 +59,36 @@ def mask_and_sample(scores: Array, masks: Array, keys: Array, step: Array, sampl
 def read_tokens(
     config: DecoderConfig,
     params: Params,
-    prompts: Prompted,
+    rows: Rows,
     own: Cache,
     ids: Array,
     step: Array,
-    past: tuple[Cache, ...] = (),
-    adapters: Adapter | None = None,
+    common: tuple[Cache, ...] = (),
     *,
     scale: float = 1.0,
 ) -> tuple[Array, Cache]:
     """One forward step of E rows.
 
     Args:
-        prompts: E prompts as `score_wave` read them; every array has a leading axis E.
+        rows: as `score_wave` read them, with the past and the adapters that they were read with.
         own: [E, M] the rows' own caches, with the tokens of the steps before.
         ids: [E] int32 the tokens fed; -1 in rows that have ended.
         step: int32, tokens fed before this one.
-        past: read-only caches before the prompts, with a leading axis E or without (then all rows share them).
-        adapters: leading axis E, or None for the base.
+        common: read-only caches before all rows' own, without a leading axis.
 
     Returns:
         The next tokens' logits [E, V], and the caches [E, 1] of the tokens fed, for `append`.
     """
     tokens = Tokens(
         jnp.maximum(ids, 0)[:, None],
-        (prompts.position + step)[:, None],
+        (rows.prompts.position + step)[:, None],
         jnp.where(ids < 0, PADDING, SHARED)[:, None],
     )
 
-    def read(token: Tokens, past: Past, prompt: Cache, own: Cache, adapter: Adapter | None) -> tuple[Array, Cache]:
-        return forward(config, params, token, (*past, prompt, own), adapter, scale)
+    def read(token: Tokens, row: Rows, own: Cache) -> tuple[Array, Cache]:
+        return forward(config, params, token, (*common, *row.past, row.prompts.cache, own), row.adapters, scale)
 
-    hidden, new = jax.vmap(read, (0, wave_axis(past), 0, 0, 0))(tokens, past, prompts.cache, own, adapters)
+    hidden, new = jax.vmap(read)(tokens, rows, own)
     return logits(config, params, hidden[:, 0]), new
 
 
@@ -105,45 +102,44 @@ def append(own: Cache, new: Cache, step: Array) -> Cache:
 def decode_guided(
     config: DecoderConfig,
     params: Params,
-    prompts: Prompted,
-    grammars: Grammars,
-    guides: Sequence[Guide],
+    rows: Rows,
+    guides: Sequence[Guide | None],
     keys: Array,
     sampling: Sampling,
-    past: tuple[Cache, ...] = (),
-    adapters: Adapter | None = None,
+    common: tuple[Cache, ...] = (),
     *,
     n_steps: int,
     scale: float = 1.0,
 ) -> list[GuidedText]:
-    """Decodes rows until each guide is done; the arguments are those of `decode_wave`, with a guide for each script.
+    """Decodes rows until each guide is done, or has gone `n_steps` steps.
 
     Args:
-        guides: one per row, with a room of at most `n_steps`; fewer than E leave the last rows empty.
+        rows, common: see `read_tokens`.
+        guides: one per row, each with a room of at most `n_steps`; a row without one writes nothing.
+        keys: [E] one random key per row; a row folds the number of its tokens so far into its own.
+        sampling: of each row, arrays [E] float32.
     """
-    n_rows = keys.shape[0]
-    own = jax.vmap(partial(empty, n_slots=n_steps))(prompts.cache)
-    rows = [*guides, *[None] * (n_rows - len(guides))]
+    own = jax.vmap(partial(empty, n_slots=n_steps))(rows.prompts.cache)
+    under_way = [(row, guide) for row, guide in enumerate(guides) if guide is not None]
     written: list[list[int]] = [[] for _ in guides]
-    scores, all_finite = prompts.logits, np.ones(n_rows, bool)
-    masks = grammars.masks(rows)
+    scores, all_finite = rows.prompts.logits, np.ones(len(guides), bool)
+    grammars = under_way[0][1].grammars
+    masks = grammars.masks(guides)
     for step in range(n_steps):
         proposals, finite = mask_and_sample(scores, jnp.asarray(masks), keys, jnp.int32(step), sampling)
         proposals, finite = np.asarray(proposals), np.asarray(finite)
-        fed = np.full(n_rows, -1, np.int32)
-        for row, guide in enumerate(guides):
-            if not guide.done:
-                all_finite[row] &= finite[row]
-                fed[row] = guide.take(int(proposals[row]))
-                written[row].append(int(fed[row]))
-        if all(guide.done for guide in guides):
+        fed = np.full(len(guides), -1, np.int32)
+        for row, guide in under_way:
+            all_finite[row] &= finite[row]
+            fed[row] = guide.take(int(proposals[row]))
+            written[row].append(int(fed[row]))
+        under_way = [(row, guide) for row, guide in under_way if not guide.done]
+        if not under_way:
             break
-        scores, new = read_tokens(
-            config, params, prompts, own, jnp.asarray(fed), jnp.int32(step), past, adapters, scale=scale
-        )
+        scores, new = read_tokens(config, params, rows, own, jnp.asarray(fed), jnp.int32(step), common, scale=scale)
         own = append(own, new, jnp.int32(step))
-        masks = grammars.masks(rows)  # while the device reads the tokens
+        masks = grammars.masks(guides)  # while the device reads the tokens
     return [
-        GuidedText(ids, guide.cut, bool(ok))
-        for ids, guide, ok in zip(written, guides, all_finite[: len(written)], strict=True)
+        GuidedText(ids, guide is not None and guide.cut, bool(ok))
+        for ids, guide, ok in zip(written, guides, all_finite, strict=True)
     ]

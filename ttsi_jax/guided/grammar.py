@@ -45,6 +45,11 @@ def call_schema(tools: Sequence[Tool], bounds: Bounds = Bounds()) -> Schema:  # 
     return calls[0] if len(calls) == 1 else {"anyOf": calls}
 
 
+def pair_schema(tools: Sequence[Tool], bounds: Bounds = Bounds()) -> Schema:  # noqa: B008
+    """The JSON schema of a synthetic example `{"request": …, "call": …}`."""
+    return _closed({"request": _scalar("string", bounds), "call": call_schema(tools, bounds)}, ("request", "call"))
+
+
 def bounded(schema: Mapping[str, Any], bounds: Bounds) -> Schema:
     """A schema as `normalise_parameters` gives it, in the few words of a grammar and without endless values."""
     for key in _COMBINATIONS:

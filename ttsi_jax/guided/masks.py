@@ -14,8 +14,7 @@ from typing import Any
 import numpy as np
 
 from ttsi_jax.errors import InputError
-from ttsi_jax.guided.grammar import Bounds, Schema, call_schema
-from ttsi_jax.tasks import Tool
+from ttsi_jax.guided.grammar import Schema
 
 KEPT_GRAMMARS = 256  # compiled ones; inputs often share their tools
 _SEPARATORS: Any = {
@@ -29,7 +28,7 @@ class Guide:
     """One row's way through its grammar, at most `room` tokens long."""
 
     def __init__(self, grammars: Grammars, matcher: Any, room: int):
-        self._grammars, self.matcher = grammars, matcher
+        self.grammars, self.matcher = grammars, matcher
         self._way_out = grammars.way_out(matcher)  # never longer than the room that is left
         self.room = room
         self.cut = False  # whether a token had to be replaced
@@ -61,14 +60,14 @@ class Guide:
             return None
         after = self.matcher.deep_copy()
         after.consume_token(token)
-        way_out = self._grammars.way_out(after, self.room)
+        way_out = self.grammars.way_out(after, self.room)
         return way_out if len(way_out) < self.room else None
 
 
 class Grammars:
     """Compiles tool lists for one tokenizer, and fills masks."""
 
-    def __init__(self, tokenizer: Any, vocab_size: int, stop_ids: Sequence[int], bounds: Bounds = Bounds()):  # noqa: B008
+    def __init__(self, tokenizer: Any, vocab_size: int, stop_ids: Sequence[int]):
         """Takes a `transformers.PreTrainedTokenizerFast`, the size of the logits and the tokens that end an answer.
 
         Raises:
@@ -86,7 +85,6 @@ class Grammars:
             )
         except ValueError as error:
             raise InputError(f"llguidance cannot use this model's tokenizer: {error}") from None
-        self.bounds = bounds
         self.width = -(-vocab_size // 32)  # of a packed mask
         self._executor = llguidance.LLExecutor(1)  # the device has the other cores
         self._compiled: OrderedDict[str, Any] = OrderedDict()
@@ -96,19 +94,13 @@ class Grammars:
             if len(text) == 1 and not self._tokens.is_special_token(token):
                 self._bytes.setdefault(text[0], token)
 
-    def guide(self, tools: Sequence[Tool], limit: int, opening: Sequence[int] = ()) -> Guide:
-        """A guide for a call of one of the tools in at most `limit` tokens, after the tokens of its `opening`.
+    def guide(self, schema: Schema, limit: int) -> Guide:
+        """A guide for a JSON value of a bounded schema, such as `call_schema` gives, in at most `limit` tokens.
 
         Raises:
-            InputError: no call of these tools fits the limit, or their schemas allow none.
+            InputError: no such value fits the limit, or the schema allows none.
         """
-        return self.guide_for(call_schema(tools, self.bounds), limit, opening)
-
-    def guide_for(self, schema: Schema, limit: int, opening: Sequence[int] = ()) -> Guide:
-        """The same for a JSON value that a bounded schema describes."""
         matcher = self._compile(schema).deep_copy()
-        if opening and not matcher.consume_tokens(list(opening)):
-            raise InputError("the answer's opening is not how a call of these functions begins")
         needed = len(self.way_out(matcher))
         if needed > limit:
             raise InputError(
