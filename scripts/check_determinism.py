@@ -35,7 +35,7 @@ from tiny_runs import numbered, settings, task_of, tiny_model, untimed  # noqa: 
 from ttsi_jax.runs.directory import read_records  # noqa: E402
 
 TOLERANCE, NEAR_TIE = 1e-4, 1e-3
-FLOATS = {"log_likelihoods", "probabilities", "uncertainty", "losses"}
+FLOATS = {"log_likelihoods", "probabilities", "uncertainty", "losses", "evidence"}
 FORMS = {  # of answers -> what the adapter acts on, which inputs adapt: all, or those that are certain
     "keys": ("suffix", ttsi.GateConfig(tau=1.1)),
     "free": ("all", ttsi.GateConfig(tau=0.95, select="certain")),
@@ -78,7 +78,7 @@ def difference(found: Records, expected: Records, tau: float) -> Difference:
         identical += own == theirs
         other = False
         for name in (field.name for field in fields(own)):
-            a, b = getattr(own, name), getattr(theirs, name)
+            a, b = (list(x.values()) if name == "evidence" else x for x in (getattr(own, name), getattr(theirs, name)))
             if name in FLOATS and np.shape(a) == np.shape(b):
                 distance = np.abs(np.array(a, float) - np.array(b, float))
                 largest = max(largest, float(np.max(distance, initial=0, where=np.isfinite(distance))))

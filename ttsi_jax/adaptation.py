@@ -44,6 +44,8 @@ class AdaptConfig:
           base's answers come from it, and every adapter starts as it.
         reset: `example`: every input starts from theta_0 (the paper). `never`: from the adapter of the input that
           adapted before it, in the task's order, which ties inputs together on purpose; needs wave 1.
+        accept: conditions that must all hold for an adapted answer to replace the base's: `sibling` (needs
+          --synthesis.held-out), `valid`, `margin` (see docs/quality.md); by default every adapted answer does.
         samples: answers that are sampled to each pair's request, for losses that need them.
         save: keep every input's adapter in the run's directory.
         memory: GiB for intermediate values of training; a wave trains in chunks that fit.
@@ -61,6 +63,7 @@ class AdaptConfig:
     layers: tuple[int, ...] = ()
     start: str | None = None
     reset: Literal["example", "never"] = "example"
+    accept: tuple[str, ...] = ()
     samples: int = 4
     save: bool = False
     memory: float = 2.0

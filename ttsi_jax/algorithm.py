@@ -19,11 +19,13 @@ from ttsi_jax.batching.inputs import ADAPTATION, ANSWER, CHECKING, SAMPLES, SYNT
 from ttsi_jax.batching.lanes import GREEDY, Prompt, Said, Work
 from ttsi_jax.batching.schedule import Adapt, Decode, Score, Steps
 from ttsi_jax.batching.waves import Ids, Pair, Row
+from ttsi_jax.checkpoints import LanguageModel
 from ttsi_jax.config import Parts, RunConfig
 from ttsi_jax.errors import InputError
 from ttsi_jax.guided.masks import Grammars, Guide
 from ttsi_jax.model.generation import Sampling
 from ttsi_jax.model.lora import Adapter
+from ttsi_jax.quality.accept import gather, revert_reason
 from ttsi_jax.quality.checks import ASKING, Evidence, examine
 from ttsi_jax.rules.extras import corrupted, reward
 from ttsi_jax.rules.interface import needed
@@ -42,19 +44,11 @@ Wanting = Generator[Score | Decode | Adapt, Any, Any]  # a part of the algorithm
 class Algorithm:
     """The steps for one input, with the settings of a run bound."""
 
-    def __init__(
-        self,
-        config: RunConfig,
-        parts: Parts,
-        encoder: PromptEncoder,
-        stop: Ids,
-        context_length: int,
-        grammars: Grammars | None = None,
-    ):
-        """`stop`: the token that ends an answer in training; `context_length`: the model's, in tokens; `grammars`:
-        for guided answers."""
-        self.config, self.parts, self.encoder, self.stop = config, parts, encoder, stop
-        self.context_length, self.grammars = context_length, grammars
+    def __init__(self, config: RunConfig, parts: Parts, encoder: PromptEncoder, model: LanguageModel):
+        self.config, self.parts, self.encoder = config, parts, encoder
+        self.stop, self.context_length = model.stop_ids[:1], model.config.context_length
+        guided = parts.answerer.schema is not None
+        self.grammars = Grammars(model.tokenizer, model.config.vocab_size, model.stop_ids) if guided else None
         self.n_opening = len(encoder.fragment(OPENING))
         self.n_decoded = max(config.answer.max_tokens, config.synthesis.max_tokens)
         self.reached: Counter[str] = Counter()  # inputs, by stage
@@ -70,7 +64,8 @@ class Algorithm:
         # The base's answer to an input that adapts is a measurement, and timed apart.
         stage = "base_answer" if adapts else "answer"
         try:
-            text = yield from self.answer(draft, prompt, draft.record.pick_base, stage)
+            tool = draft.tool(draft.record.pick_base)
+            text, _ = yield from self.fill_in(self.parts.answerer, draft, prompt, tool, stage)
         except InputError as error:
             return replace(draft.record, error=str(error))
         draft.note(text_base=text, base_calls=plain(read_calls(text)))
@@ -104,11 +99,8 @@ class Algorithm:
         return draft.row(suffix, *purpose, start=len(suffix) - (0 if answerer.opened else self.n_opening))
 
     def guide(self, draft: Draft, part: Answerer | Synthesizer, limit: int) -> Guide | None:
-        """Through what the model may write, of at most `limit` tokens; None: anything.
-
-        Raises:
-            InputError: no call of the input's functions is so short.
-        """
+        """Through what the model may write, of at most `limit` tokens; None: anything. Raises InputError where no call
+        of the input's functions is so short."""
         if self.grammars is None or part.schema is None:
             return None
         return self.grammars.guide(part.schema(draft.example.tools), limit)
@@ -117,18 +109,23 @@ class Algorithm:
 
     def gate(self, draft: Draft, scores: np.ndarray) -> None:
         """Notes the candidates' probabilities and the certainty that follows."""
+        probabilities, certainty = self.certainty(draft, scores)
+        draft.note(
+            log_likelihoods=scores.tolist(),
+            probabilities=probabilities,
+            uncertainty=certainty,
+            uncertain=certainty < self.config.gate.tau,
+            pick_base=draft.best(scores),
+            reason=None if np.isfinite(certainty) else "the certainty is not a number",
+        )
+
+    def certainty(self, draft: Draft, scores: np.ndarray) -> tuple[list[float], float]:
+        """The candidates' probabilities, and how certain they are."""
         padded, n = np.zeros((1, draft.shape.candidates), np.float32), len(scores)
         padded[0, :n] = scores
         gated = gate_wave(self.parts.estimator, padded, np.arange(draft.shape.candidates)[None] < n)
         [probabilities], [certainty] = map(np.asarray, gated)
-        draft.note(
-            log_likelihoods=scores.tolist(),
-            probabilities=probabilities[:n].tolist(),
-            uncertainty=float(certainty),
-            uncertain=bool(certainty < self.config.gate.tau),
-            pick_base=draft.best(scores),
-            reason=None if np.isfinite(certainty) else "the certainty is not a number",
-        )
+        return probabilities[:n].tolist(), float(certainty)
 
     def adapts(self, record: Record) -> bool:
         wanted = {"uncertain": (True,), "certain": (False,), "all": (True, False)}[self.config.gate.select]
@@ -136,16 +133,11 @@ class Algorithm:
 
     # Answers
 
-    def answer(self, draft: Draft, prompt: Prompt, pick: str | None, stage: str) -> Wanting:
-        """The greedy answer to the input itself, with the function that scoring picked; None where a logit was not
-        finite. Raises what `guide` does."""
-        text, _ = yield from self.fill_in(self.parts.answerer, draft, prompt, draft.tool(pick), stage)
-        return text
-
     def fill_in(
         self, answerer: Answerer, draft: Draft, prompt: Prompt, tool: Tool, stage: str, sampling: Sampling = GREEDY
     ) -> Wanting:
-        """An answer with this tool (None where a logit was not finite), and whether a part of it was cut."""
+        """The answer with this tool (None where a logit was not finite), and whether a part of it was cut. Raises what
+        `guide` does."""
         script = answerer.script(self.encoder, tool, self.config.answer)
         guide = self.guide(draft, answerer, self.config.answer.max_tokens)
         said = yield from self.decode(draft, stage, Work(prompt, script, sampling, guide=guide))
@@ -156,13 +148,13 @@ class Algorithm:
     def synthesize(self, draft: Draft) -> Wanting:
         """Writes pairs until there are enough or the tries are used up; whether there is any."""
         self.reached["synthesize"] += 1
-        wanted = self.config.synthesis
-        while len(draft.pairs) < wanted.k and len(draft.record.synthetic) < wanted.k * wanted.tries:
+        n, tries = self.config.synthesis.k + self.config.synthesis.held_out, self.config.synthesis.tries
+        while len(draft.pairs) + bool(draft.held_out) < n and len(draft.record.synthetic) < n * tries:
             pair = yield from self.write(draft)
             if not (pair.calls or pair.reason):
                 pair = yield from self.label(draft, pair)
             pair = self.keep_if_good(draft, (yield from self.examine(draft, pair)))
-            if pair.reason is None and "samples" in needed(self.parts.loss):
+            if pair.reason is None and not draft.held_out and "samples" in needed(self.parts.loss):
                 yield from self.sample_answers(draft, pair)
         if not draft.pairs:
             draft.note(reason=f"no usable pair in {len(draft.record.synthetic)} tries")
@@ -249,7 +241,11 @@ class Algorithm:
         """Records a pair with the outcome of its checks, and makes a training sequence of a good one."""
         if pair.reason is None:
             try:
-                draft.pairs.append(self.training_pair(draft, pair))
+                sequence = self.training_pair(draft, pair)
+                if len(draft.pairs) < self.config.synthesis.k:
+                    draft.pairs.append(sequence)
+                else:
+                    draft.held_out = sequence
             except InputError as error:
                 pair = pair._replace(reason=str(error))
         draft.note(synthetic=[*draft.record.synthetic, pair.record()])
@@ -308,15 +304,19 @@ class Algorithm:
         """Trains the input's adapter, answers with it, and drops it."""
         self.reached["adapt"] += 1
         before = self.warm and self.warm[0]
-        losses, scores, prompt = yield from self.train(draft)
+        losses, scores, prompt, held_out = yield from self.train(draft)
         pick = draft.best(scores)
-        text = yield from self.answer(draft, prompt, pick, "answer")
-        draft.note(adapted=True, losses=losses.tolist(), text_adapted=text, adapted_calls=plain(read_calls(text)))
-        draft.note(adapted_after=before)
+        text, _ = yield from self.fill_in(self.parts.answerer, draft, prompt, draft.tool(pick), "answer")
+        calls, margins = read_calls(text), (draft.record.uncertainty, self.certainty(draft, scores)[1])
+        evidence, rule = gather(held_out, margins, calls, draft.example.tools), self.config.adapt.accept
+        draft.note(adapted=True, losses=losses.tolist(), text_adapted=text, adapted_calls=plain(calls))
+        draft.note(adapted_after=before, evidence=evidence._asdict())
         if not (np.all(np.isfinite(losses)) and np.all(np.isfinite(scores)) and text is not None):
             draft.note(reverted=True, reason="training diverged: a loss or a score is not finite")
         elif np.max(losses, initial=0) > EXPLODED * max(1.0, abs(losses[0])):
             draft.note(reverted=True, reason=f"training diverged: the loss grew to {np.max(losses):.3g}")
+        elif why := revert_reason(evidence, rule):
+            draft.note(reverted=True, reason=f"not accepted: {why}")
         else:
             draft.note(pick=pick)
             if self.config.adapt.reset == "never":  # waves of one, see `check`
@@ -324,10 +324,12 @@ class Algorithm:
         self.done["adapt"] += 1
 
     def train(self, draft: Draft) -> Wanting:
-        """The losses of an input's steps, its candidates' scores with the adapter, and the prompt for decoding."""
+        """The losses of an input's steps, its candidates' scores with the adapter, the prompt for decoding, and the
+        losses on the held-out pair with the base and the adapter (None: there is none)."""
         row = self.answer_row(draft)._replace(key=draft.key_for(ADAPTATION))
-        losses, log_likelihoods, prompt = yield Adapt(draft, "adapt", row)
+        losses, log_likelihoods, prompt, held_out = yield Adapt(draft, "adapt", row)
         epochs, n_prefix = self.config.adapt.epochs, len(draft.prefix)
-        trained = epochs * sum(n_prefix + len(pair.prompt) + len(pair.answer) for pair in draft.pairs)
-        draft.count("adapt", trained + n_prefix + len(row.suffix))
-        return losses[: epochs * len(draft.pairs)], self.scores(draft, log_likelihoods), prompt
+        pairs = [*draft.pairs * epochs, *filter(None, [draft.held_out] * 2)]
+        n_tokens = sum(n_prefix + len(pair.prompt) + len(pair.answer) for pair in pairs)
+        draft.count("adapt", n_tokens + n_prefix + len(row.suffix))
+        return losses[: epochs * len(draft.pairs)], self.scores(draft, log_likelihoods), prompt, held_out

@@ -17,6 +17,7 @@ from ttsi_jax.adaptation import AdaptConfig
 from ttsi_jax.answering import ANSWERERS, AnswerConfig, Answerer
 from ttsi_jax.errors import InputError
 from ttsi_jax.model.lora import TARGETS
+from ttsi_jax.quality.accept import CONDITIONS
 from ttsi_jax.quality.checks import CHECKS
 from ttsi_jax.rules import LOSSES, RULES
 from ttsi_jax.rules.identity import digest, named
@@ -156,12 +157,17 @@ def check(config: RunConfig) -> None:
     for option, names, known in (
         ("adapt.targets", config.adapt.targets, TARGETS),
         ("synthesis.checks", config.synthesis.checks, CHECKS),
+        ("adapt.accept", config.adapt.accept, CONDITIONS),
     ):
         for name in names:
             if name not in known:
                 raise InputError(f"--{option} is {name!r}; it must be one of {', '.join(known)}")
     if "schema" not in config.synthesis.checks:
         raise InputError("--synthesis.checks lacks schema: only a pair with one valid call can be learned from")
+    if config.adapt.accept and not ("sibling" in config.adapt.accept and config.synthesis.held_out):
+        raise InputError(
+            "--adapt.accept needs sibling and --synthesis.held-out: no other condition speaks for an adapter"
+        )
     if config.adapt.reset == "never" and config.wave != 1:
         raise InputError(f"--adapt.reset never takes inputs one after another: --wave is {config.wave}; it must be 1")
     if math.isnan(config.gate.tau):

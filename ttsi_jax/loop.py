@@ -29,7 +29,6 @@ from ttsi_jax.checkpoints.files import checksum
 from ttsi_jax.checkpoints.peft import WEIGHTS, load_start
 from ttsi_jax.config import Parts, RunConfig, automatic, check, find_parts
 from ttsi_jax.errors import InputError
-from ttsi_jax.guided.masks import Grammars
 from ttsi_jax.runs.clock import CompileClock
 from ttsi_jax.runs.directory import RunDirectory, open_run, read_summary
 from ttsi_jax.runs.environment import environment
@@ -134,27 +133,22 @@ class Loop:
         parts: Parts | None = None,
     ):
         self.model, self.config, self.progress, self.clock = model, config, progress, clock
-        self.context_length = model.config.context_length
         self.encoder = PromptEncoder(model.tokenizer)
         self.parts = parts or find_parts(config, {})
         lora, theta_0 = config.adapt.lora, BASE
         lora.chosen(model.config)  # refuses layers that the model does not have
         if config.adapt.start is not None:
             theta_0 = Adapted(load_start(config.adapt.start, lora, model.config), lora.scale, config.adapt.scope)
-        grammars = None
-        if self.parts.answerer.schema is not None:
-            grammars = Grammars(model.tokenizer, model.config.vocab_size, model.stop_ids)
-        stop = model.stop_ids[:1]
-        self.algorithm = Algorithm(config, self.parts, self.encoder, stop, self.context_length, grammars)
+        self.algorithm = Algorithm(config, self.parts, self.encoder, model)
         self.waves = Waves(model, config.wave, self.algorithm.n_decoded, theta_0)
         self.keep: Callable[..., None] | None = None
         self.lap = 0.0
 
     def records(self, task: Task, finished: Container[str] = ()) -> Iterator[Record]:
         """Takes a task's inputs, but for those `finished` (ids), to their ends; yields each record when it is there."""
-        drafts: list[Draft] = []
+        drafts, length = list[Draft](), self.model.config.context_length
         for example in task.examples:
-            draft = prepare(example, task.name, self.encoder, self.config, self.context_length, self.parts.synthesizer)
+            draft = prepare(example, task.name, self.encoder, self.config, length, self.parts.synthesizer)
             if isinstance(draft, Draft):
                 drafts.append(draft)
             elif draft.id not in finished:
@@ -185,7 +179,12 @@ class Loop:
         if self.keep is not None:
             ids, adapters = [draft.example.id for draft in drafts], prompts[0].read.rows.adapters
             self.keep(ids, adapters, self.config.adapt.lora, self.model.config, self.model.name)
-        return zip(losses, scores, prompts, strict=True)
+        held_out = [draft.held_out for draft in drafts if draft.held_out]  # all have one, or none has
+        if not held_out:
+            return zip(losses, scores, prompts, [None] * len(drafts), strict=True)
+        adapted = Adapted(prompts[0].read.rows.adapters, prompts[0].read.scale, self.config.adapt.scope)
+        siblings = (self.waves.losses([wish.row for wish in wave], held_out, own) for own in (None, adapted))
+        return zip(losses, scores, prompts, zip(*siblings, strict=True), strict=True)
 
     def report(self) -> None:
         """Tells of all stages how many inputs are done with it, of those that are known to reach it."""

@@ -42,6 +42,7 @@ class SynthesisConfig:
         checks: what a pair must pass to be learned from, by name: `schema`, `copy`, `grounded`, `round-trip`,
           `agreement` (see docs/quality.md).
         labels: sampled answers to a pair's request, for the check `agreement`.
+        held_out: write one more pair, which is not trained on; its loss before and after is recorded as evidence.
     """
 
     k: int = 1
@@ -52,6 +53,7 @@ class SynthesisConfig:
     max_tokens: int = 64
     checks: tuple[str, ...] = ("schema", "copy")
     labels: int = 4
+    held_out: bool = False
 
 
 class Synthetic(NamedTuple):

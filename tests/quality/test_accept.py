@@ -1,106 +1,77 @@
-"""Accept or revert: every condition, that confidence alone is never enough, and rules evaluated afterwards."""
+"""Accept or revert: every condition, rules evaluated afterwards, and runs that decide by them."""
 
 from dataclasses import replace
+from itertools import count
 
-import jax
-import jax.numpy as jnp
-import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tiny_runs import TASK
+from tiny_runs import ADD, EXAMPLES, GREET, TASK, settings, task_of, timeless, tiny_model
+from ttsi_jax.config import RunConfig, check
 from ttsi_jax.errors import InputError
-from ttsi_jax.quality.accept import (
-    CONDITIONS,
-    SUPPORT,
-    UNSUPPORTED,
-    VETOES,
-    Case,
-    Effect,
-    Evidence,
-    Limits,
-    cases,
-    effect,
-    effects,
-    named,
-    prompt_kl,
-    revert_reason,
-)
+from ttsi_jax.loop import run
+from ttsi_jax.quality.accept import CONDITIONS, RULES, Case, Effect, Evidence, cases, effect, gather, revert_reason
 from ttsi_jax.runs.record import Record, from_json, to_json
+from ttsi_jax.synthesis import Synthetic
+from ttsi_jax.tasks import Call
 
-GOOD = Evidence(2.0, 1.0, True, 0.01, 0.5, 0.9, True)
+GOOD = Evidence(2.0, 1.0, True, 0.5, 0.9)
 EVERY = tuple(CONDITIONS)
-floats = st.none() | st.floats()
-evidence = st.builds(
-    Evidence, floats, floats, st.none() | st.booleans(), floats, floats, floats, st.none() | st.booleans()
-)
+INF, NAN = float("inf"), float("nan")
 
 
 @pytest.mark.parametrize("name", CONDITIONS)
 def test_good_evidence_holds_and_none_at_all_does_not(name):
-    assert CONDITIONS[name](GOOD, Limits()) is None
-    assert CONDITIONS[name](Evidence(), Limits())
+    assert CONDITIONS[name](GOOD) is None
+    assert CONDITIONS[name](Evidence())
 
 
 @pytest.mark.parametrize(
     ("name", "changes", "why"),
     [
         ("sibling", {"sibling_loss": 2.0}, "from 2 to 2"),
-        ("sibling", {"sibling_loss": float("nan")}, "not measured"),
+        ("sibling", {"sibling_loss": None}, "not measured"),
         ("valid", {"valid": False}, "not a valid call"),
-        ("kl", {"kl": 0.2}, "0.2 nats"),
         ("margin", {"margin": 0.2}, "fell from 0.5 to 0.2"),
-        ("seeds", {"seeds_agree": False}, "do not agree"),
     ],
 )
 def test_one_condition_that_fails_reverts_and_is_named(name, changes, why):
     reason = revert_reason(GOOD._replace(**changes), EVERY)
     assert reason.startswith(f"{name}: ") and why in reason
+    others = [other for other in EVERY if other != name]
+    assert revert_reason(GOOD._replace(**changes), others) is None
 
 
-def test_limits():
-    assert revert_reason(GOOD, EVERY) is None
-    assert "sibling" in revert_reason(GOOD, EVERY, Limits(gain=0.6))
-    assert "kl" in revert_reason(GOOD, EVERY, Limits(kl=0.001))
-    assert revert_reason(GOOD._replace(margin=0.4), EVERY) is None
-    assert "margin" in revert_reason(GOOD._replace(margin=0.4), EVERY, Limits(collapse=0.9))
+def test_evidence_is_gathered():
+    call, wrong = Call("add", {"a": 1, "b": 2}), Call("add", {"a": 1})
+    assert gather((2.0, 1.0), (0.5, 0.9), [call], (ADD,)) == GOOD
+    assert gather(None, (NAN, INF), [call, wrong], (ADD,)) == Evidence(valid=False)
+    assert gather((NAN, 1.0), (None, 0.5), None, (ADD,)) == Evidence(None, 1.0, False, None, 0.5)
+    assert gather(None, (0.1, 0.2), [], (ADD,)).valid is False
 
 
-@given(evidence, st.sets(st.sampled_from(list(VETOES))), st.floats(0, 1))
-def test_rising_confidence_alone_is_never_enough(found, rule, before):
-    """Whatever the confidence does, a rule that has only vetoes accepts nothing, and one that has support needs it."""
+@given(st.builds(Evidence, *[st.none() | st.floats(0, 9)] * 2, st.none() | st.booleans()), st.floats(0, 1))
+def test_rising_confidence_alone_is_never_enough(found, before):
+    """Every rule needs more than the margin, whatever the margin does."""
     surer = found._replace(margin_base=before, margin=1.0)
-    assert revert_reason(surer, sorted(rule)) is not None
-    assert revert_reason(GOOD._replace(margin_base=before, margin=1.0), sorted(rule)) == UNSUPPORTED
-    unsupported = GOOD._replace(margin_base=before, margin=1.0, sibling_loss=3.0, seeds_agree=False)
-    for support in SUPPORT:
-        assert revert_reason(unsupported, [support, *sorted(rule)]).startswith(f"{support}: ")
+    fell = None not in found[:2] and found.sibling_loss < found.sibling_loss_base
+    for rule in RULES:
+        assert fell or revert_reason(surer, rule)
 
 
-@given(evidence, st.sets(st.sampled_from(EVERY)), st.sampled_from(EVERY))
-def test_a_further_condition_never_accepts_more(found, rule, more):
-    if revert_reason(found, sorted(rule)) and SUPPORT.keys() & rule:
+@given(st.sets(st.sampled_from(EVERY)), st.sampled_from(EVERY), st.booleans(), st.floats(0, 9), st.floats(0, 1))
+def test_a_further_condition_never_accepts_more(rule, more, valid, loss, margin):
+    found = Evidence(1.0, loss, valid, 0.5, margin)
+    if revert_reason(found, sorted(rule)):
         assert revert_reason(found, sorted(rule | {more}))
 
 
-def test_names_of_a_rule():
-    assert named("valid, sibling") == ("sibling", "valid")
-    with pytest.raises(InputError, match="unknown condition 'luck'. Known: sibling, seeds"):
-        named("sibling,luck")
-    with pytest.raises(InputError, match="would accept nothing: it needs one of sibling, seeds"):
-        named("margin,valid")
-
-
-def test_the_distance_to_the_base():
-    rng = np.random.default_rng(0)
-    base, adapted = jnp.asarray(rng.normal(size=(2, 4, 7)), jnp.float32)
-    mask = jnp.asarray([True, True, False, True])
-    p, q = (np.asarray(jax.nn.softmax(x), np.float64) for x in (adapted, base))
-    expected = (p * np.log(p / q)).sum(-1)[[0, 1, 3]].mean()
-    assert float(prompt_kl(base, adapted, mask)) == pytest.approx(expected, rel=1e-4)
-    assert float(prompt_kl(base, base + 3.0, mask)) == pytest.approx(0.0, abs=1e-6)
-    assert float(prompt_kl(base, adapted, mask & False)) == 0.0
+@pytest.mark.parametrize("accept", [("sibling",), ("valid",), ("luck", "sibling")])
+def test_rules_that_cannot_be(accept):
+    config = RunConfig(adapt=replace(RunConfig().adapt, accept=accept))
+    with pytest.raises(InputError, match="--adapt.accept (needs sibling and --synthesis.held-out|is 'luck')"):
+        check(config)
 
 
 BAD = GOOD._replace(sibling_loss=5.0)
@@ -115,10 +86,10 @@ CASES = [
 
 
 def test_a_rule_is_evaluated_afterwards():
-    assert effect(CASES, ("sibling",)) == Effect(3, 1, 1, 1, 1, 0.5, 0.5)
-    assert effect(CASES, ("seeds",)) == Effect(6, 2, 2, 0, 0, 0.5, 0.5)
-    assert effect(CASES, ("margin",)) == Effect(0, 0, 0, 2, 2, 0.5, 0.5)
-    assert effect([], ("seeds",)) == Effect(0, 0, 0, 0, 0, 0.0, 0.0)
+    assert effect(CASES, ("sibling",)) == Effect(3, 1, 1, 1, 1)
+    assert effect(CASES, ()) == Effect(6, 2, 2, 0, 0)
+    assert effect([], ("sibling",)) == Effect(0, 0, 0, 0, 0)
+    assert RULES == [("sibling",), ("sibling", "valid"), ("sibling", "margin"), ("sibling", "valid", "margin")]
 
 
 def test_the_cases_of_a_run():
@@ -126,18 +97,77 @@ def test_the_cases_of_a_run():
     own = Record("one", "tiny", "?", base_calls=[wrong], adapted_calls=[right], adapted=True, evidence=GOOD._asdict())
     records = [
         own,
-        replace(own, reverted=True, base_calls=[right], adapted_calls=None, evidence={"kl": 0.5}),
+        replace(own, reverted=True, base_calls=[right], adapted_calls=None, evidence={"margin": 0.5}),
         replace(own, adapted=False),
         replace(own, id="four"),  # has no label
     ]
     assert cases(map(from_json, map(to_json, records)), TASK) == [
         Case(GOOD, False, True),
-        Case(Evidence(kl=0.5), True, False),
+        Case(Evidence(margin=0.5), True, False),
     ]
 
 
-def test_every_rule_that_can_accept_is_evaluated():
-    found = effects(CASES)
-    assert len(found) == 2**5 - 2**3  # all sets but those of vetoes
-    assert found["sibling"] == effect(CASES, ("sibling",))
-    assert "margin" not in found and "sibling,seeds,valid,kl,margin" in found
+# Whole runs.
+
+MODEL = tiny_model()
+HELD_OUT = settings(synthesis=replace(settings().synthesis, held_out=True, temperature=1.5))
+SUMS = [Synthetic(f"Add {a} to 5", (Call("add", {"a": a, "b": 5}),)) for a in (4, 7)]
+
+
+@pytest.fixture(scope="module")
+def measured() -> list[Record]:
+    return run(MODEL, TASK, HELD_OUT).records
+
+
+def test_evidence_is_recorded_and_the_held_out_pair_is_not_trained_on(measured):
+    siblings = 0
+    for record in measured:
+        both = sum(pair["accepted"] for pair in record.synthetic) == 2
+        assert record.adapted == any(pair["accepted"] for pair in record.synthetic)
+        if not record.adapted:
+            assert record.evidence == {}
+            continue
+        found = Evidence(**record.evidence)
+        assert len(record.losses) == 3 and not record.reverted
+        assert found.margin_base == record.uncertainty and 0 <= found.margin <= 1
+        assert (found.sibling_loss_base is not None) == (found.sibling_loss is not None) == both
+        siblings += both
+    assert siblings >= 2
+
+
+def test_a_rule_decides_and_changes_nothing_else(measured):
+    accepting = replace(HELD_OUT, adapt=replace(HELD_OUT.adapt, accept=("sibling",)))
+    found, summary = run(MODEL, TASK, accepting)
+    for own, free in zip(found, measured, strict=True):
+        why = revert_reason(Evidence(**free.evidence), ("sibling",)) if free.adapted else None
+        assert own.reverted == (why is not None)
+        if why:
+            assert own.reason == f"not accepted: {why}"
+            assert (own.calls, own.pick) == (free.base_calls, free.pick_base)
+            assert (own.text_adapted, own.evidence) == (free.text_adapted, free.evidence)
+        else:
+            assert timeless(own) == timeless(free)
+    assert summary["reverted"] > 0
+
+
+@pytest.mark.parametrize("scope", ["suffix", "all"])
+def test_the_held_out_loss_is_that_of_training_on_the_pair(scope):
+    """The same pair, once trained on and once held out, has the loss of its last step after one step less."""
+
+    def train(pairs, epochs, **changes):
+        numbers = count()
+        changed = replace(
+            settings(scope=scope),
+            synthesis=replace(HELD_OUT.synthesis, checks=("schema",), **changes),
+            adapt=replace(settings(scope=scope).adapt, epochs=epochs, rule="sgd", lr=0.1),
+        )
+        written = lambda example, attempt: pairs[next(numbers)]  # noqa: E731
+        [record] = run(MODEL, task_of(replace(EXAMPLES[0], tools=(ADD, GREET))), changed, synthesizer=written).records
+        return record
+
+    once, longer = train(SUMS[:1] * 2, 2), train(SUMS[:1], 3, held_out=False)
+    assert once.losses == pytest.approx(longer.losses[:2], rel=1e-4)
+    assert once.evidence["sibling_loss_base"] == pytest.approx(once.losses[0], rel=1e-4)
+    assert once.evidence["sibling_loss"] == pytest.approx(longer.losses[2], rel=1e-4)
+    other = train(SUMS, 2)
+    assert other.evidence["sibling_loss_base"] == pytest.approx(train(SUMS[1:], 1, held_out=False).losses[0], rel=1e-4)

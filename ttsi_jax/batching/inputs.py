@@ -50,6 +50,7 @@ class Draft:
     record: Record
     shape: Shape = Shape(0, 0, 0, 0)  # see `assign_shapes`
     pairs: list[Pair] = field(default_factory=list)
+    held_out: Pair | None = None  # not trained on
 
     def note(self, **values: Any) -> None:
         """Sets fields of the record."""
@@ -82,7 +83,9 @@ class Draft:
         return key
 
     def training_shape(self) -> tuple[Hashable, ...]:
-        return (self.shape, *training_shape(self.shape, [self.pairs]))
+        """What inputs that train together have in common."""
+        held_out = self.held_out and training_shape(self.shape, [[self.held_out]])
+        return (self.shape, *training_shape(self.shape, [self.pairs]), held_out)
 
     def finished(self) -> Record:
         """The record with its final answer, and what is right in it."""

@@ -36,7 +36,8 @@ class Decode(NamedTuple):
 
 class Adapt(NamedTuple):
     """Train on the input's pairs and read a prompt with the adapter; gives the loss before each step [max_steps]
-    float32 (NaN where no step was taken), and what `Score` gives."""
+    float32 (NaN where no step was taken), what `Score` gives, and where a pair is held out its loss with the base and
+    with the adapter."""
 
     draft: Draft
     stage: str

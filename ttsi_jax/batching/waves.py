@@ -192,6 +192,17 @@ class Waves:
         found = [own[: len(names)] for own, names in zip(scores, candidates, strict=False)]
         return found, [Prompt(read, index, row.key) for index, row in enumerate(rows)]
 
+    def losses(self, rows: Sequence[Row], pairs: Sequence[Pair], adapted: Adapted | None = None) -> list[float]:
+        """The loss on one pair of each row's input, in nats per token of its answer; no adapter is trained."""
+        n_tokens, n_answer = training_shape(rows[0].shape, [pairs])
+        shape = rows[0].shape._replace(suffix=n_tokens, candidates=1, name=n_answer)
+        places = [
+            row._replace(suffix=pair.prompt, start=len(pair.prompt), shape=shape)
+            for row, pair in zip(rows, pairs, strict=True)
+        ]
+        found, _ = self.score(places, [[pair.answer] for pair in pairs], adapted)
+        return [-float(own[0]) / len(pair.answer) for own, pair in zip(found, pairs, strict=True)]
+
     def lanes(self) -> tuple[Lanes, GuidedLanes]:
         """Idle lanes for rows that this reads, free and guided."""
         free = Lanes(self.model, self.size, self.n_steps, self._tables, self._special)
