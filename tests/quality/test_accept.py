@@ -110,7 +110,7 @@ def test_the_cases_of_a_run():
 # Whole runs.
 
 MODEL = tiny_model()
-HELD_OUT = settings(synthesis=replace(settings().synthesis, held_out=True, temperature=1.5))
+HELD_OUT = settings(synthesis=replace(settings().synthesis, held_out=True, temperature=1.5, tries=1))
 SUMS = [Synthetic(f"Add {a} to 5", (Call("add", {"a": a, "b": 5}),)) for a in (4, 7)]
 
 
@@ -132,7 +132,7 @@ def test_evidence_is_recorded_and_the_held_out_pair_is_not_trained_on(measured):
         assert found.margin_base == record.uncertainty and 0 <= found.margin <= 1
         assert (found.sibling_loss_base is not None) == (found.sibling_loss is not None) == both
         siblings += both
-    assert siblings >= 2
+    assert siblings > 0
 
 
 def test_a_rule_decides_and_changes_nothing_else(measured):
@@ -147,7 +147,7 @@ def test_a_rule_decides_and_changes_nothing_else(measured):
             assert (own.text_adapted, own.evidence) == (free.text_adapted, free.evidence)
         else:
             assert timeless(own) == timeless(free)
-    assert summary["reverted"] > 0
+    assert 0 < summary["reverted"] < summary["adapted"]
 
 
 @pytest.mark.parametrize("scope", ["suffix", "all"])
