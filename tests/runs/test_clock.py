@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import pytest
 
 from ttsi_jax.runs import clock
-from ttsi_jax.runs.clock import CompileClock, keep_programs
+from ttsi_jax.runs.clock import CompileClock
 
 COMPILE = "/jax/core/compile/anything"
 
