@@ -204,6 +204,21 @@ def plot(results: Sequence[Measured], path: Path) -> None:
     figure.savefig(path, dpi=110)
 
 
+def write(path: Path, arguments: Sequence[str], results: Sequence[Measured], n: int) -> None:
+    """Writes what there is so far, so that an interruption costs one combination."""
+    base = results[0]
+    named = {f"{own.rule} / {own.loss}": own for own in results}
+    content = {
+        "command": ["scripts/bench_rules.py", *arguments],
+        "environment": environment(),
+        "n": n,
+        "seconds": {name: own.seconds for name, own in named.items()},
+        "ratios": {name: own.seconds / base.seconds for name, own in named.items()},  # to the first combination
+        "results": [own._asdict() for own in results],
+    }
+    path.write_text(strict_json(content, indent=2) + "\n", encoding="utf-8")
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     sys.path.append(os.getcwd())  # where a user's own rules and losses lie, as for `ttsi-jax`
@@ -219,26 +234,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     first = replace(first, adapt=replace(first.adapt, epochs=1, lr=None))
     parts: dict[str, Any] = {"synthesizer": plain_pair} if lab.model == "tiny" else {}
     source = ttsi.recorded(ttsi.run(model, task, first, **parts).records)
-    results = []
+    results: list[Measured] = []
     for rule, loss in combinations:
-        results.append(measure(lab, model, task, rule, loss, source))
-        console.print(f"{rule} with {loss}: {len(results)} of {len(combinations)}", highlight=False)
+        own = measure(lab, model, task, rule, loss, source)
+        results.append(own)
+        told = f"{own.seconds:.2f} s per input, compiled in {own.compile_seconds:.0f} s"
+        console.print(f"{rule} with {loss}: {told}; {len(results)} of {len(combinations)}", highlight=False)
+        if lab.json:
+            write(lab.json, arguments, results, len(task.examples))
     for shown in tables(results, len(task.examples)):
         console.print(shown)
     if lab.plot:
         plot(results, lab.plot)
-    if lab.json:
-        base = results[0]
-        named = {f"{own.rule} / {own.loss}": own for own in results}
-        content = {
-            "command": ["scripts/bench_rules.py", *arguments],
-            "environment": environment(),
-            "n": len(task.examples),
-            "seconds": {name: own.seconds for name, own in named.items()},
-            "ratios": {name: own.seconds / base.seconds for name, own in named.items()},  # to the first combination
-            "results": [own._asdict() for own in results],
-        }
-        lab.json.write_text(strict_json(content, indent=2) + "\n", encoding="utf-8")
     return 0
 
 

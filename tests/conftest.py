@@ -1,7 +1,10 @@
-from collections.abc import Callable
+import gc
+from collections.abc import Callable, Iterator
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
+import jax
 import pytest
 from hypothesis import HealthCheck, settings
 
@@ -10,6 +13,18 @@ from ttsi_jax.checkpoints import LanguageModel, load_model
 # A slow or busy machine must not fail a test.
 settings.register_profile("untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("untimed")
+
+
+MAPS = Path("/proc/self/maps")  # Linux
+
+
+@pytest.fixture(autouse=True, scope="module")
+def few_programs() -> Iterator[None]:
+    """Every compiled program holds memory maps; Linux gives a process 65,530, and then XLA crashes."""
+    yield
+    if MAPS.exists() and MAPS.read_bytes().count(b"\n") > 25_000:
+        jax.clear_caches()
+        gc.collect()
 
 
 @pytest.fixture(scope="session")

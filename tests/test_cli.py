@@ -63,6 +63,13 @@ def test_a_run_that_is_done(model, capsys):
     assert len(lines("first")) == 3 and Path("first/summary.json").exists()
 
 
+@pytest.mark.parametrize("option", ["--adapt.rule", "--adapt.loss", "--synthesis.form", "--gate.estimator"])
+def test_an_unknown_name_ends_it_before_anything_is_loaded(model, capsys, option):
+    assert run(model, option, "nope") == cli.BAD_INPUT
+    err = capsys.readouterr().err
+    assert "unknown" in err and "'nope'" in err and "loading" not in err
+
+
 def test_the_same_command_shows_the_finished_run_again(model, capsys):
     run(model, "--out", "first")
     content, shown = Path("first/records.jsonl").read_bytes(), capsys.readouterr().out

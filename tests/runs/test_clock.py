@@ -1,12 +1,13 @@
+import subprocess
+import sys
 import time
 
 import jax
 import jax.numpy as jnp
 import pytest
-from jax.experimental.compilation_cache import compilation_cache
 
 from ttsi_jax.runs import clock
-from ttsi_jax.runs.clock import CompileClock, keep_programs
+from ttsi_jax.runs.clock import CompileClock
 
 COMPILE = "/jax/core/compile/anything"
 
@@ -66,11 +67,13 @@ def test_real_compilation_is_counted_once_and_only_the_first_time(measured):
 
 
 def test_compiled_programs_are_kept(tmp_path):
-    old = jax.config.jax_compilation_cache_dir
-    try:
-        keep_programs(tmp_path / "new" / "folder")
-        jax.jit(lambda x: jnp.sin(x) * 17 + 3)(jnp.ones(19)).block_until_ready()
-    finally:
-        jax.config.update("jax_compilation_cache_dir", old)
-        compilation_cache.reset_cache()
+    """In a process of its own: the cache of a process cannot be turned off again."""
+    program = """
+import sys, jax
+from pathlib import Path
+from ttsi_jax.runs.clock import keep_programs
+keep_programs(Path(sys.argv[1]))
+jax.jit(lambda x: x * 17 + 3)(jax.numpy.ones(19)).block_until_ready()
+"""
+    subprocess.run([sys.executable, "-c", program, str(tmp_path / "new" / "folder")], check=True, timeout=120)
     assert any((tmp_path / "new" / "folder").iterdir())

@@ -26,7 +26,7 @@ output, messages = Console(), Console(stderr=True)
 
 def run(args: Run) -> int:
     from ttsi_jax.checkpoints import load_model
-    from ttsi_jax.config import automatic, check
+    from ttsi_jax.config import automatic, check, find_parts
     from ttsi_jax.loop import run as run_task
     from ttsi_jax.runs.clock import keep_programs
     from ttsi_jax.runs.progress import progress_bars
@@ -35,6 +35,7 @@ def run(args: Run) -> int:
 
     config, directory = automatic(args.config()), args.directory()
     check(config)
+    find_parts(config, {})  # a wrong name ends it before anything is loaded
     if args.answer.form == "auto":
         _say(f"--answer.form auto: {config.answer.form}")
     if args.compile_cache is not None:

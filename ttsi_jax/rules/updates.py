@@ -221,16 +221,18 @@ def _ridge_step(
     inputs = loss_fn.forward(adapter, batch.tokens, batch.predict, inputs=True).inputs
     real = batch.tokens.segments != PADDING
 
-    def direction(factors: LowRank, gradient: LowRank, x: Array) -> Array:
+    def gram(factors: LowRank, x: Array) -> Array:
         z = jnp.einsum("ti,ir->tr", x.astype(jnp.float32), factors.a) * real[:, None]
-        gram = jnp.einsum("tr,ts->rs", z, z)
-        ridge = state.damping * jnp.trace(gram) / gram.shape[0] + 1e-20
-        return jnp.linalg.solve(gram + ridge * jnp.eye(gram.shape[0]), gradient.b)
+        own = jnp.einsum("tr,ts->rs", z, z)
+        damping = state.damping * jnp.trace(own) / own.shape[0] + 1e-20
+        return own + damping * jnp.eye(own.shape[0])
 
     def each(change: Callable[..., Any], *trees: Any) -> Any:
         return {layer: {name: change(*(t[layer][name] for t in trees)) for name in adapter[layer]} for layer in adapter}
 
-    directions = each(direction, adapter, gradients, inputs)
+    grams, tree = jax.tree.flatten(each(gram, adapter, inputs))
+    inverses = jax.tree.unflatten(tree, list(jnp.linalg.inv(jnp.stack(grams))))  # as one: hundreds compile for minutes
+    directions = each(lambda inverse, gradient: inverse @ gradient.b, inverses, gradients)
     slopes = each(lambda gradient, d: jnp.vdot(gradient.b, d), gradients, directions)
     rate = state.lr * warmup_cosine(state.step, state.n_steps, jnp.float32(0))
     length = rate * jax.lax.rsqrt(sum(jax.tree.leaves(slopes)) + 1e-20)

@@ -35,7 +35,7 @@ def summary_table(summary: Mapping[str, Any], title: str) -> Table:
     """Accuracies before and after, what was fixed and broken, counts of inputs, and seconds per stage of one run."""
     table = Table.grid(padding=(0, 0, 1, 0))
     table.title = shown(title)
-    for rows in (accuracies(summary), counts(summary), stages(summary)):
+    for rows in (accuracies(summary), inputs(summary), adaptations(summary), stages(summary)):
         table.add_row(rendered(rows))
     return table
 
@@ -72,20 +72,18 @@ def accuracies(summary: Mapping[str, Any]) -> Rows:
     return Rows(("accuracy", "before", "after", "fixed", "broke", "McNemar p"), rows)
 
 
-def counts(summary: Mapping[str, Any]) -> Rows:
-    headings = {
-        "n": "inputs",
-        "failed": "failed",
-        "duplicates": "duplicates",
-        "one_candidate": "one candidate",
-        "unmatchable": "unmatchable",
-        "uncertain": "uncertain",
-        "adapted": "adapted",
-        "reverted": "reverted",
-        "synthetic_written": "pairs written",
-        "synthetic_accepted": "pairs accepted",
-    }
-    return Rows(tuple(headings.values()), [tuple(str(summary[name]) for name in headings)])
+def inputs(summary: Mapping[str, Any]) -> Rows:
+    names = ("n", "failed", "duplicates", "one_candidate", "unmatchable")
+    return _counts(summary, names, ("inputs", "failed", "duplicates", "one candidate", "unmatchable"))
+
+
+def adaptations(summary: Mapping[str, Any]) -> Rows:
+    names = ("uncertain", "adapted", "reverted", "synthetic_written", "synthetic_accepted")
+    return _counts(summary, names, ("uncertain", "adapted", "reverted", "pairs written", "pairs accepted"))
+
+
+def _counts(summary: Mapping[str, Any], names: Sequence[str], headings: tuple[str, ...]) -> Rows:
+    return Rows(headings, [tuple(str(summary[name]) for name in names)])
 
 
 def stages(summary: Mapping[str, Any]) -> Rows:

@@ -21,7 +21,7 @@ from ttsi_jax.runs.gate_quality import Curve
 from ttsi_jax.runs.groups import Run
 from ttsi_jax.runs.record import Record, strict_json
 from ttsi_jax.runs.summary import base_and_final, outcome, summarise
-from ttsi_jax.runs.table import Rows, accuracies, counts, stages
+from ttsi_jax.runs.table import Rows, accuracies, adaptations, inputs, stages
 
 SCRIPTS = ("dom.js", "charts.js", "input.js", "browser.js", "app.js")
 CORNERS = 300  # of a curve in a plot: more cannot be seen
@@ -74,7 +74,13 @@ def tags(record: Record) -> list[str]:
 def _run(name: str, run: Run) -> dict[str, Any]:
     summary = summarise(run.records)
     reasons = [(reason, str(count)) for reason, count in summary["reasons"].items()]
-    tables = (accuracies(summary), counts(summary), stages(summary), Rows(("reason", "count"), reasons))
+    tables = (
+        accuracies(summary),
+        inputs(summary),
+        adaptations(summary),
+        stages(summary),
+        Rows(("reason", "count"), reasons),
+    )
     gate = run.config.get("gate")
     tau = gate.get("tau") if isinstance(gate, dict) else None
     return {
