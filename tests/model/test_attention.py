@@ -13,9 +13,9 @@ HEADS, KV_HEADS, SIZE = 4, 2, 8
 
 def plain(q, keys_values, visible):
     """One softmax over all keys, joined, with a key-value head per query head."""
-    joined = [jnp.concatenate(blocks, axis=1) for blocks in zip(*keys_values, strict=True)]
+    joined = [jnp.concatenate(blocks, axis) for blocks, axis in zip(zip(*keys_values, strict=True), (2, 1), strict=True)]
     keys, values = (jnp.repeat(x, HEADS // KV_HEADS, axis=0) for x in joined)
-    scores = jnp.where(visible, jnp.einsum("tnh,nsh->nts", q, keys), -jnp.inf)
+    scores = jnp.where(visible, jnp.einsum("tnh,nhs->nts", q, keys), -jnp.inf)
     return jnp.einsum("nts,nsh->tnh", jax.nn.softmax(scores), values).reshape(len(q), -1)
 
 
@@ -23,7 +23,7 @@ def inputs(n_tokens: int, *n_past: int):
     """Queries, blocks, and a random visibility in which every query sees the first key and none behind its own."""
     rng = np.random.default_rng(n_tokens)
     draw = lambda *shape: jnp.asarray(rng.normal(size=shape), jnp.float32)  # noqa: E731
-    blocks = [(draw(KV_HEADS, n, SIZE), draw(KV_HEADS, n, SIZE)) for n in (*n_past, n_tokens)]
+    blocks = [(draw(KV_HEADS, SIZE, n), draw(KV_HEADS, n, SIZE)) for n in (*n_past, n_tokens)]
     seen = rng.random((n_tokens, sum(n_past) + n_tokens)) < 0.7
     seen[:, sum(n_past) :] &= np.tri(n_tokens, dtype=bool)
     seen[:, 0] = True

@@ -136,8 +136,11 @@ def test_prefill_keeps_the_prefix_and_hides_its_padding():
     np.testing.assert_array_equal(caches.positions, [list(range(PREFIX_SIZE))] * 3)
     config, params = tiny_model()
     _, alone = _forward(config, params, sequence(PREFIXES[1]), (), None, 1.0)
-    for ours, expected in zip((*caches.keys, *caches.values), (*alone.keys, *alone.values), strict=True):
-        np.testing.assert_allclose(ours[1, :, : len(PREFIXES[1])], expected, rtol=0, atol=1e-5)
+    n = len(PREFIXES[1])
+    for ours, expected in zip(caches.keys, alone.keys, strict=True):
+        np.testing.assert_allclose(ours[1, ..., :n], expected, rtol=0, atol=1e-5)
+    for ours, expected in zip(caches.values, alone.values, strict=True):
+        np.testing.assert_allclose(ours[1, :, :n], expected, rtol=0, atol=1e-5)
 
 
 def test_nothing_but_shapes_compiles_anew():

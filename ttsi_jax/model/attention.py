@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-Blocks = tuple[tuple[Array, Array], ...]  # keys and values of each block, [K, S_i, h]
+Blocks = tuple[tuple[Array, Array], ...]  # of each block keys [K, h, S_i] and values [K, S_i, h]
 _HIDDEN = jnp.finfo(jnp.float32).min
 QUERIES = 128  # of a part; on a CPU 128 and 172 did best of 86 to 344, for 688 tokens
 
@@ -28,8 +28,8 @@ def attend(q: Array, keys_values: Sequence[tuple[Array, Array]], visible: Array)
 
     Args:
         q: [T, H, h], already scaled.
-        keys_values: keys and values of each block, [K, S_i, h], in the dtype of q; K divides H. The last block is the
-          queries' own, T keys in the same order.
+        keys_values: of each block keys [K, h, S_i] and values [K, S_i, h], in the dtype of q; K divides H. The last
+          block is the queries' own, T keys in the same order.
         visible: [T, S_1 + S_2 + … + T] bool, which keys each query sees.
 
     Returns:
@@ -40,7 +40,7 @@ def attend(q: Array, keys_values: Sequence[tuple[Array, Array]], visible: Array)
     parts = []
     for start in range(0, n_tokens, QUERIES):
         end = min(start + QUERIES, n_tokens)
-        blocks = (*past, (keys[:, :end], values[:, :end]))
+        blocks = (*past, (keys[..., :end], values[:, :end]))
         parts.append(_attend_part(q[start:end], blocks, visible[start:end, : n_past + end]))
     return jnp.concatenate(parts)
 
@@ -68,10 +68,10 @@ def _scores(q: Array, blocks: Blocks, visible: Array) -> list[Array]:
     """Per block [K, M, S_i] float32; `_HIDDEN` where the query does not see the key."""
     scores, start = [], 0
     for keys, _ in blocks:
-        block = visible[:, start : start + keys.shape[1]]
-        start += keys.shape[1]
+        block = visible[:, start : start + keys.shape[2]]
+        start += keys.shape[2]
         seen = jnp.tile(block, (q.shape[1] // visible.shape[0], 1))
-        scores.append(jnp.where(seen, _batched(q, keys, 2, 2), _HIDDEN))
+        scores.append(jnp.where(seen, _batched(q, keys, 2, 1), _HIDDEN))
     return scores
 
 
@@ -107,8 +107,8 @@ def _backward(kept: tuple, d_out: Array) -> tuple[Array, Blocks, None]:
     for scores, (keys, values) in zip(_scores(q, blocks, visible), blocks, strict=True):
         weights = jnp.where(scores == _HIDDEN, 0.0, jnp.exp(scores - normaliser))
         d_scores = (weights * (_batched(d_out, values, 2, 2) - common)).astype(q.dtype)
-        d_q += _batched(d_scores, keys, 2, 1)
-        d_keys, d_values = _batched(d_scores, q, 1, 1), _batched(weights.astype(q.dtype), d_out, 1, 1)
+        d_q += _batched(d_scores, keys, 2, 2)
+        d_keys, d_values = _batched(q, d_scores, 1, 1), _batched(weights.astype(q.dtype), d_out, 1, 1)
         d_blocks.append((d_keys.astype(keys.dtype), d_values.astype(values.dtype)))
     return d_q.astype(q.dtype), tuple(d_blocks), None
 

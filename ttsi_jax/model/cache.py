@@ -6,6 +6,8 @@ that decodes owns one more, with free slots. Attention reads them side by side; 
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -19,32 +21,40 @@ PADDING = -1  # segment of slots that nothing sees
 class Cache(NamedTuple):
     """Keys and values of one sequence; layers are separate arrays, since stacked ones would be copied at every step."""
 
-    keys: tuple[Array, ...]  # per layer [K, S, h]: heads first, since attention then reads them as they lie
+    keys: tuple[Array, ...]  # per layer [K, h, S]: as the products of attention read them fastest where queries are few
     values: tuple[Array, ...]  # per layer [K, S, h]
     positions: Array  # [S] int32
     segments: Array  # [S] int32
 
 
+_SLOTS = Cache(-1, -2, -1, -1)  # type: ignore[arg-type]  # the axis of a cache's arrays that counts slots
+
+
+def _map(function: Callable[..., Array], *caches: Cache) -> Cache:
+    """`function(axis of the slots, arrays…)` of every array."""
+    return Cache(*(jax.tree.map(partial(function, axis), *parts) for axis, *parts in zip(_SLOTS, *caches, strict=True)))
+
+
 def empty(like: Cache, n_slots: int) -> Cache:
     """A cache of `n_slots` free slots, with the layers, heads and dtype of another one."""
-    keys, values = jax.tree.map(lambda x: jnp.zeros((x.shape[0], n_slots, x.shape[2]), x.dtype), like[:2])
-    return Cache(keys, values, jnp.zeros(n_slots, jnp.int32), jnp.full(n_slots, PADDING, jnp.int32))
+
+    def zeros(axis: int, x: Array) -> Array:
+        shape = list(x.shape)
+        shape[axis] = n_slots
+        return jnp.zeros(shape, x.dtype)
+
+    return _map(zeros, like)._replace(segments=jnp.full(n_slots, PADDING, jnp.int32))
 
 
 def first(cache: Cache, n_slots: int, n_visible: Array) -> Cache:
     """The cache's first `n_slots` slots, of which only the first `n_visible` are seen."""
-    keys, values = jax.tree.map(lambda x: x[:, :n_slots], cache[:2])
-    segments = jnp.where(jnp.arange(n_slots) < n_visible, cache.segments[:n_slots], PADDING)
-    return Cache(keys, values, cache.positions[:n_slots], segments)
+    found = _map(lambda axis, x: jax.lax.slice_in_dim(x, 0, n_slots, axis=axis), cache)
+    return found._replace(segments=jnp.where(jnp.arange(n_slots) < n_visible, found.segments, PADDING))
 
 
 def write(cache: Cache, new: Cache, slot: Array) -> Cache:
     """The cache with the tokens of `new` written from `slot` on (in place where the buffers are donated or carried)."""
-
-    def put(old: Array, x: Array) -> Array:
-        return jax.lax.dynamic_update_slice_in_dim(old, x, slot, axis=max(0, old.ndim - 2))
-
-    return jax.tree.map(put, cache, new)
+    return _map(lambda axis, old, x: jax.lax.dynamic_update_slice_in_dim(old, x, slot, axis=axis), cache, new)
 
 
 def wave_axis(past: tuple[Cache, ...]) -> int | None:

@@ -104,12 +104,12 @@ class DecoderLayer(nnx.Module):
         x: Array,  # [T, D]
         rotation: tuple[Array, Array],  # cos and sin, each [T, h/2]
         visible: Array,  # [T, S + T] bool: past keys first, then this sequence's own
-        past: Sequence[tuple[Array, Array]],  # keys and values of each cache, [K, S_i, h]
+        past: Sequence[tuple[Array, Array]],  # of each cache keys [K, h, S_i] and values [K, S_i, h]
         adapter: dict[str, LowRank],
         scale: float,
     ) -> tuple[Array, tuple[Array, Array], dict[str, Array]]:
-        """Returns the stream after this layer [T, D], the new keys and values [K, T, h], and what each projection
-        read [T, in]."""
+        """Returns the stream after this layer [T, D], the new keys [K, h, T] and values [K, T, h], and what each
+        projection read [T, in]."""
         read: dict[str, Array] = {}
 
         def project(name: str, inputs: Array) -> Array:
@@ -124,7 +124,7 @@ class DecoderLayer(nnx.Module):
             if self.q_norm is not None and self.k_norm is not None:
                 q, k = self.q_norm(q), self.k_norm(k)
             q, k = rotate(q, *rotation) * self.config.query_scale, rotate(k, *rotation)
-            k, v = jnp.swapaxes(k, 0, 1), jnp.swapaxes(v, 0, 1)
+            k, v = jnp.transpose(k, (1, 2, 0)), jnp.swapaxes(v, 0, 1)
             y = project("o", attend(q, [*past, (k, v)], visible))
             x = x + (y if self.post_attention_norm is None else self.post_attention_norm(y))
         with jax.named_scope("mlp"):
