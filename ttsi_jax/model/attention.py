@@ -58,8 +58,12 @@ def _attend_part(q: Array, blocks: Blocks, visible: Array) -> Array:
 def _batched(x: Array, y: Array, x_axis: int, y_axis: int) -> Array:
     """The products of matrices [K, …] and [K, …] over the named axes, float32.
 
-    Both operands stay as they lie: XLA's CPU compiler takes slow paths for some of the orders that einsum chooses.
+    Both operands stay as they lie: XLA's CPU compiler takes slow paths for some of the orders that einsum chooses. The
+    products with one key, a decoding token's own, are no calls of the matrix library but fuse with their neighbours.
     """
+    if x.shape[x_axis] == 1 or y.shape[3 - y_axis] == 1:
+        x, y = (jnp.moveaxis(z, axis, to).astype(jnp.float32) for z, axis, to in ((x, x_axis, 2), (y, y_axis, 1)))
+        return x * y if x.shape[2] == 1 else jnp.sum(x * jnp.swapaxes(y, 1, 2), axis=2, keepdims=True)
     axes = ((x_axis,), (y_axis,)), ((0,), (0,))
     return jax.lax.dot_general(x, y, axes, preferred_element_type=jnp.float32)
 
