@@ -37,7 +37,9 @@ from ttsi_jax.runs.environment import environment
 from ttsi_jax.runs.record import Record
 from ttsi_jax.runs.scores import f1
 from ttsi_jax.runs.summary import summarise
+from ttsi_jax.synthesis.training import seen_by
 from ttsi_jax.tasks import Task
+from ttsi_jax.tasks.faults import fingerprint as fingerprint_of
 from ttsi_jax.tasks.prompts import PromptEncoder
 from ttsi_jax.testing.estimators import check_estimator_shapes
 from ttsi_jax.testing.rules import check_shapes
@@ -95,6 +97,8 @@ def run(
         loop = Loop(model, config, progress, clock, found, shared)
         if config.adapt.start is not None:
             described |= {"start": checksum([Path(config.adapt.start) / WEIGHTS])}
+            if n_seen := sum(fingerprint_of(one) in loop.seen for one in task.usable):
+                described |= {"upper_bound": f"trained on the labels of {n_seen} of its inputs"}
         if out is not None and config.adapt.reset == "never" and not config.adapt.save:
             raise InputError("a run with --adapt.reset never can only be resumed with its adapters: add --adapt.save")
         if out is None:
@@ -140,7 +144,7 @@ class Loop:
         self.model, self.config, self.progress, self.clock = model, config, progress, clock
         self.encoder = PromptEncoder(model.tokenizer)
         self.parts = parts or find_parts(config, {})
-        lora, theta_0 = config.adapt.lora, BASE
+        lora, theta_0, self.seen = config.adapt.lora, BASE, seen_by(config.adapt.start)
         lora.chosen(model.config)  # refuses layers that the model does not have
         if config.adapt.start is not None:
             theta_0 = Adapted(load_start(config.adapt.start, lora, model.config), lora.scale, config.adapt.scope)
@@ -155,6 +159,7 @@ class Loop:
         for example in task.examples:
             draft = prepare(example, task.name, self.encoder, self.config, length, self.parts.synthesizer)
             if isinstance(draft, Draft):
+                draft.note(seen=draft.record.fingerprint in self.seen)
                 drafts.append(draft)
             elif draft.id not in finished:
                 yield draft

@@ -7,18 +7,22 @@ An example that is the input itself is never given: its label would be the answe
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import numpy as np
 
+from ttsi_jax.errors import InputError
 from ttsi_jax.runs.scores import first_values
 from ttsi_jax.synthesis.pairs import Synthetic
 from ttsi_jax.tasks import Call, Example
 from ttsi_jax.tasks.faults import fingerprint
 
+SEEN = "trained_on.json"  # beside an adapter: what it was trained on
 _SATURATION, _LENGTH = 1.5, 0.75  # k1 and b of BM25, their usual values
 
 
@@ -40,6 +44,17 @@ def from_training(examples: Sequence[Example], choose: str, seed: int) -> Callab
         return Synthetic(found.query, calls, tools=tools, origin=found.id)
 
     return write
+
+
+def seen_by(start: str | None) -> frozenset[str]:
+    """The fingerprints of the examples that an adapter was trained on, where it says so."""
+    path = Path(start or "", SEEN)
+    if start is None or not path.is_file():
+        return frozenset()
+    try:
+        return frozenset(json.loads(path.read_text(encoding="utf-8"))["fingerprints"])
+    except (ValueError, LookupError, TypeError):
+        raise InputError(f"{path}: cannot be read; it should hold what the adapter was trained on") from None
 
 
 class Bm25:
