@@ -37,11 +37,19 @@ class AnswerConfig:
           else `keys`), or `package.module:object`, an `Answerer`.
         max_tokens: most tokens of an answer, forced ones included.
         value_tokens: most tokens of one value in the form `keys`.
+        samples: answers that are sampled beside the greedy one; pass@k counts how often one of k is right.
+        vote: the answer is the one that most of the sampled ones agree with, by their calls.
+        temperature: of sampled answers.
+        top_p: of sampled answers.
     """
 
     form: str = "free"
     max_tokens: int = 192
     value_tokens: int = 32
+    samples: int = 0
+    vote: bool = False
+    temperature: float = 0.7
+    top_p: float = 0.95
 
 
 def special_ids(tokenizer: Any, stop_ids: Sequence[int]) -> frozenset[int]:

@@ -22,7 +22,15 @@ from ttsi_jax.quality.checks import CHECKS
 from ttsi_jax.rules import LOSSES, RULES
 from ttsi_jax.rules.identity import digest, named
 from ttsi_jax.rules.interface import Loss, UpdateRule
-from ttsi_jax.synthesis import SYNTHESIZERS, PairSource, SynthesisConfig, Synthesizer
+from ttsi_jax.synthesis import (
+    SYNTHESIZERS,
+    PairSource,
+    SynthesisConfig,
+    Synthesizer,
+    TeacherConfig,
+    check_sources,
+    find_source,
+)
 from ttsi_jax.uncertainty import ESTIMATORS, Estimator, GateConfig
 
 
@@ -31,9 +39,12 @@ class RunConfig:
     """Everything that decides a run's results, apart from the model and the task themselves.
 
     Attributes:
-        method: `base` only answers; `tt-si` adapts to examples that the model writes itself (the paper).
+        method: `base` only answers. `tt-si` trains on pairs that the model writes itself (the paper), `tt-d` on those
+          of a teacher. `tt-icl` shows the pairs in the prompt and trains nothing, `icl` does so with labelled examples
+          and for every input. `pairs` only writes them, for other runs (--synthesis.source recorded).
         gate: H, which inputs are uncertain.
         synthesis: G, how training examples are written.
+        teacher: who writes them, where it is an endpoint.
         adapt: T, how adapters are trained.
         answer: how answers are decoded.
         unmatchable: `drop` leaves right calls that no answer can match out of the accuracies (see docs/tasks.md).
@@ -41,14 +52,21 @@ class RunConfig:
         seed: of all random numbers; each input's own come from this and its id.
     """
 
-    method: Literal["base", "tt-si"] = "tt-si"
+    method: Literal["base", "tt-si", "tt-d", "tt-icl", "icl", "pairs"] = "tt-si"
     gate: GateConfig = field(default_factory=GateConfig)
     synthesis: SynthesisConfig = field(default_factory=SynthesisConfig)
+    teacher: TeacherConfig = field(default_factory=TeacherConfig)
     adapt: AdaptConfig = field(default_factory=AdaptConfig)
     answer: AnswerConfig = field(default_factory=AnswerConfig)
     unmatchable: Literal["keep", "drop"] = "keep"
     wave: int = 16
     seed: int = 0
+
+    @property
+    def source(self) -> str:
+        """Who writes pairs: what `auto` comes to."""
+        auto = {"tt-d": "teacher", "icl": "training"}.get(self.method, "self")
+        return auto if self.synthesis.source == "auto" else self.synthesis.source
 
     @property
     def synthesis_form(self) -> str:
@@ -107,7 +125,10 @@ def find_parts(config: RunConfig, given: Mapping[str, Any]) -> Parts:
     found = {}
     for part, (step, setting, known, kind) in _PARTS.items():
         name = config.synthesis_form if part == "synthesizer" else getattr(getattr(config, step), setting)
-        found[part] = given[part] if part in given else resolve(name, known, kind)
+        if part == "synthesizer" and part not in given and config.source != "self":
+            found[part] = find_source(config.source, config.synthesis, config.teacher, config.seed)
+        else:
+            found[part] = given[part] if part in given else resolve(name, known, kind)
     if not isinstance(found["rule"], UpdateRule):
         found["rule"] = _make_rule(found["rule"], config.adapt)
     if not isinstance(found["answerer"], Answerer):
@@ -146,11 +167,15 @@ def check(config: RunConfig) -> None:
         "adapt.samples": (config.adapt.samples, 1 << 10),
         "answer.max-tokens": (config.answer.max_tokens, 1 << 20),
         "answer.value-tokens": (config.answer.value_tokens, 1 << 20),
+        "answer.samples": (config.answer.samples + (not config.answer.vote), 1 << 10),  # without a vote none is enough
+        "teacher.in-flight": (config.teacher.in_flight, 1 << 10),
+        "teacher.retries": (config.teacher.retries + 1, 1 << 10),
     }
     for name, (value, most) in counts.items():
         if not 1 <= value <= most:
             raise InputError(f"--{name} is {value}; it must be at {'least 1' if value < 1 else f'most {most}'}")
     positive = {"adapt.lr": config.adapt.lr, "adapt.alpha": config.adapt.alpha, "adapt.memory": config.adapt.memory}
+    positive["teacher.timeout"] = config.teacher.timeout
     for name, value in positive.items():
         if value is not None and not 0 < value < float("inf"):
             raise InputError(f"--{name} is {value}; it must be above 0")
@@ -172,10 +197,14 @@ def check(config: RunConfig) -> None:
         raise InputError(f"--adapt.reset never takes inputs one after another: --wave is {config.wave}; it must be 1")
     if math.isnan(config.gate.tau):
         raise InputError("--gate.tau is not a number")
-    if not 0 < config.synthesis.top_p <= 1:
-        raise InputError(f"--synthesis.top-p is {config.synthesis.top_p}; it must be above 0 and at most 1")
-    if not 0 <= config.synthesis.temperature < float("inf"):
-        raise InputError(f"--synthesis.temperature is {config.synthesis.temperature}; it must be at least 0")
+    for name, sampling in (("synthesis", config.synthesis), ("answer", config.answer)):
+        if not 0 < sampling.top_p <= 1:
+            raise InputError(f"--{name}.top-p is {sampling.top_p}; it must be above 0 and at most 1")
+        if not 0 <= sampling.temperature < float("inf"):
+            raise InputError(f"--{name}.temperature is {sampling.temperature}; it must be at least 0")
+    check_sources(config.method, config.source, config.synthesis)
+    if config.adapt.accept and config.method in ("tt-icl", "icl"):
+        raise InputError(f"--adapt.accept judges what was trained, and --method {config.method} trains nothing")
     if not 0 <= config.seed < 2**32:
         raise InputError(f"--seed is {config.seed}; it must be between 0 and {2**32 - 1}")
 

@@ -11,6 +11,7 @@ import json
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Container, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from functools import partial
 from itertools import groupby
@@ -21,7 +22,8 @@ from typing import Any, NamedTuple
 
 from ttsi_jax.algorithm import Algorithm
 from ttsi_jax.batching.inputs import Draft, assign_shapes, prepare
-from ttsi_jax.batching.schedule import Adapt, Schedule
+from ttsi_jax.batching.schedule import Adapt, Ask, Schedule
+from ttsi_jax.batching.shared import Shared
 from ttsi_jax.batching.waves import BASE, Adapted, Waves
 from ttsi_jax.checkpoints import LanguageModel
 from ttsi_jax.checkpoints.adapters import load_adapter, save_adapters
@@ -35,7 +37,9 @@ from ttsi_jax.runs.environment import environment
 from ttsi_jax.runs.record import Record
 from ttsi_jax.runs.scores import f1
 from ttsi_jax.runs.summary import summarise
+from ttsi_jax.synthesis.training import seen_by
 from ttsi_jax.tasks import Task
+from ttsi_jax.tasks.faults import fingerprint as fingerprint_of
 from ttsi_jax.tasks.prompts import PromptEncoder
 from ttsi_jax.testing.estimators import check_estimator_shapes
 from ttsi_jax.testing.rules import check_shapes
@@ -58,6 +62,7 @@ def run(
     *,
     out: str | PathLike[str] | None = None,
     progress: Progress = lambda stage, done, known: None,
+    shared: Shared | None = None,
     **parts: Any,
 ) -> Result:
     """Runs a method over a task's inputs.
@@ -68,6 +73,7 @@ def run(
         config: the method and its settings.
         out: a directory to keep the run in; the same call resumes it. None keeps nothing.
         progress: called with a stage's name, inputs done and inputs known of so far, after every wave.
+        shared: `Shared.between_runs()`, given to several runs that should compute once what they have in common.
         parts: objects in the place of those that the configuration names: `rule`, `loss`, `estimator`, `synthesizer`,
             `answerer` (see `ttsi_jax.config.Parts`). A kept run knows them by name and a hash of what they do, and
             refuses others.
@@ -88,9 +94,11 @@ def run(
             check_shapes(pair, found.rule, found.loss)
         if parts or ":" in config.gate.estimator:
             check_estimator_shapes(found.estimator)
-        loop = Loop(model, config, progress, clock, found)
+        loop = Loop(model, config, progress, clock, found, shared)
         if config.adapt.start is not None:
             described |= {"start": checksum([Path(config.adapt.start) / WEIGHTS])}
+            if n_seen := sum(fingerprint_of(one) in loop.seen for one in task.usable):
+                described |= {"upper_bound": f"trained on the labels of {n_seen} of its inputs"}
         if out is not None and config.adapt.reset == "never" and not config.adapt.save:
             raise InputError("a run with --adapt.reset never can only be resumed with its adapters: add --adapt.save")
         if out is None:
@@ -131,15 +139,16 @@ class Loop:
         progress: Progress,
         clock: CompileClock,
         parts: Parts | None = None,
+        shared: Shared | None = None,
     ):
         self.model, self.config, self.progress, self.clock = model, config, progress, clock
         self.encoder = PromptEncoder(model.tokenizer)
         self.parts = parts or find_parts(config, {})
-        lora, theta_0 = config.adapt.lora, BASE
+        lora, theta_0, self.seen = config.adapt.lora, BASE, seen_by(config.adapt.start)
         lora.chosen(model.config)  # refuses layers that the model does not have
         if config.adapt.start is not None:
             theta_0 = Adapted(load_start(config.adapt.start, lora, model.config), lora.scale, config.adapt.scope)
-        self.algorithm = Algorithm(config, self.parts, self.encoder, model)
+        self.algorithm = Algorithm(config, self.parts, self.encoder, model, shared)
         self.waves = Waves(model, config.wave, self.algorithm.n_decoded, theta_0)
         self.keep: Callable[..., None] | None = None
         self.lap = 0.0
@@ -150,6 +159,7 @@ class Loop:
         for example in task.examples:
             draft = prepare(example, task.name, self.encoder, self.config, length, self.parts.synthesizer)
             if isinstance(draft, Draft):
+                draft.note(seen=draft.record.fingerprint in self.seen)
                 drafts.append(draft)
             elif draft.id not in finished:
                 yield draft
@@ -164,9 +174,19 @@ class Loop:
         queue = deque(left)
         del drafts, left  # what is finished is let go
         for _, alike in groupby((queue.popleft() for _ in range(len(queue))), SHAPE):
-            for ended in Schedule(self.waves, self.adapt, self.charge).run(map(self.algorithm.improve, alike)):
+            schedule = Schedule(self.waves, self.ask, self.adapt, self.charge)
+            for ended in schedule.run(map(self.algorithm.improve, alike)):
                 yield from ended
                 self.report()
+
+    def ask(self, wave: Sequence[Ask]) -> Iterable[Any]:
+        """Pairs from elsewhere, for several `Ask` at once; from as many threads as the source may have in flight."""
+        source: Any = self.parts.synthesizer
+        questions = [wish.draft.example for wish in wave], [wish.attempt for wish in wave]
+        if (threads := getattr(source, "in_flight", 1)) == 1:
+            return [*map(source, *questions)]
+        with ThreadPoolExecutor(threads) as pool:
+            return [*pool.map(source, *questions)]
 
     def adapt(self, wave: Sequence[Adapt]) -> Iterable[Any]:
         """What the model is to do for several `Adapt` at once; keeps the adapters where that is asked for."""

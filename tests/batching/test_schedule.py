@@ -9,6 +9,10 @@ from ttsi_jax.batching.schedule import Adapt, Decode, Schedule, Score
 from ttsi_jax.model.generation import Rows
 
 
+class FakeRow(str):
+    shape = None
+
+
 class FakeWaves:
     """Echoes what it is asked, and keeps the sizes of waves."""
 
@@ -46,15 +50,15 @@ def prompt(row, adapters) -> Prompt:
 
 
 def algorithm(name: str, adapts: bool):
-    draft = SimpleNamespace(names=[name], training_shape=lambda: ("shape",))
-    scores, read = yield Score(draft, "score", name)
+    draft = SimpleNamespace(names=[name], training_shape=lambda: ("shape",), shape=None)
+    scores, read = yield Score(draft, "score", FakeRow(name))
     assert scores == f"scores of {name}"
-    said = yield Decode(draft, "answer", Work(read, ()))
-    assert said == f"said after {name}"
+    said = yield Decode(draft, "answer", [Work(read, ())])
+    assert said == [f"said after {name}"]
     if adapts:
-        read = yield Adapt(draft, "adapt", name)
-        said = yield Decode(draft, "answer", Work(read, ()))
-        assert said == f"said after {name} adapted"
+        read = yield Adapt(draft, "adapt", FakeRow(name))
+        said = yield Decode(draft, "answer", [Work(read, ())])
+        assert said == [f"said after {name} adapted"]
     return f"record of {name}"
 
 
@@ -65,7 +69,7 @@ def run(n: int, size: int, adapts) -> tuple[list[list[str]], list[tuple[str, int
         waves.log.append(("adapt", len(wave)))
         return [prompt(f"{wish.row} adapted", "adapters") for wish in wave]
 
-    schedule = Schedule(waves, adapt, charged.append)
+    schedule = Schedule(waves, lambda wave: [], adapt, charged.append)
     ended = list(schedule.run(algorithm(str(i), adapts(i)) for i in range(n)))
     return ended, waves.log, charged
 

@@ -39,14 +39,15 @@ def inject(monkeypatch, stage: str, part: str, into: str, fault: float) -> list[
     read, hits = getattr(Algorithm, part), []
 
     def faulty(self, draft, *rest):
-        *losses, scores, prompt = yield from read(self, draft, *rest)
+        found = list((yield from read(self, draft, *rest)))
         if draft.example == TARGET and sys._getframe(1).f_code.co_name == stage:
             hits.append(stage)
+            prompt = next(place for place, own in enumerate(found) if isinstance(own, Prompt))
             if into == "scores":
-                scores = scores + fault
+                found[prompt - 1] = found[prompt - 1] + fault
             else:
-                prompt = with_logits(prompt, fault)
-        return *losses, scores, prompt
+                found[prompt] = with_logits(found[prompt], fault)
+        return found
 
     monkeypatch.setattr(Algorithm, part, faulty)
     return hits
@@ -78,7 +79,7 @@ def keeps_the_base(record: Record, expected: Record) -> None:
 @pytest.mark.parametrize("form", FORMS)
 def test_the_bases_own_numbers(monkeypatch, usual, form, into, fault):
     """There is no base answer to keep: the input fails by name."""
-    hits = inject(monkeypatch, "improve", "read", into, fault)
+    hits = inject(monkeypatch, "answer_with_base", "read", into, fault)
     found = records(form=form)
     assert (
         hits
@@ -91,7 +92,7 @@ def test_the_bases_own_numbers(monkeypatch, usual, form, into, fault):
 @pytest.mark.parametrize("fault", FAULTS)
 @pytest.mark.parametrize(
     ("form", "stage", "into"),
-    [("keys", "write", "logits"), ("keys", "label", "scores"), ("keys", "label", "logits"),
+    [("keys", "write", "logits"), ("keys", "reply", "scores"), ("keys", "reply", "logits"),
      ("free", "write", "logits")],
 )  # fmt: skip
 def test_what_it_writes_for_itself(monkeypatch, usual, form, stage, into, fault):

@@ -108,6 +108,10 @@ def test_a_small_run_by_hand():
         "reasons": {"unknown function": 3, "loss rose": 1, "no usable pair": 1},
         "seconds": {"score": 12.0, "adapt": 5.0},
         "timed": {"score": 5, "adapt": 2},
+        "pass_at_base": {},
+        "pass_at": {},
+        "teacher": {},
+        "seen": 0,
     }
 
 
@@ -128,3 +132,19 @@ def test_a_summary_is_strict_json():
 )
 def test_outcome(before, after, expected):
     assert outcome(before, after) == expected
+
+
+def test_pass_at_k_and_what_a_teacher_counted():
+    usage = {"requests": 2, "prompt_tokens": 100, "completion_tokens": 10, "cost": 0.5}
+    pairs = [ACCEPTED | {"usage": usage}, REJECTED | {"usage": usage}]
+    texts = [None] * 4
+    records = [
+        Record("a", "t", "q", samples_base=texts, samples_right_base=1, samples_right=2, synthetic=pairs, seen=True),
+        Record("b", "t", "q", samples_base=texts, samples_right_base=0, samples_right=4),
+        Record("unlabelled", "t", "q", samples_base=texts),
+    ]
+    found = summarise(records)
+    assert found["pass_at_base"] == {"1": 0.125, "2": 0.25, "4": 0.5}
+    assert found["pass_at"] == {"1": 0.75, "2": pytest.approx((5 / 6 + 1) / 2), "4": 1.0}
+    assert found["teacher"] == {"requests": 4, "prompt_tokens": 200, "completion_tokens": 20, "cost": 1.0}
+    assert found["seen"] == 1

@@ -23,7 +23,7 @@ from ttsi_jax.errors import InputError
 from ttsi_jax.runs.record import Record
 from ttsi_jax.runs.scores import begun, scored
 from ttsi_jax.synthesis import PairSource, Synthesizer
-from ttsi_jax.tasks import Example, Tool
+from ttsi_jax.tasks import Call, Example, Tool
 from ttsi_jax.tasks.pieces import name_text
 from ttsi_jax.tasks.prompts import OPENING, PromptEncoder, answer_messages, render_tools, synthesis_messages
 
@@ -51,6 +51,7 @@ class Draft:
     shape: Shape = Shape(0, 0, 0, 0)  # see `assign_shapes`
     pairs: list[Pair] = field(default_factory=list)
     held_out: Pair | None = None  # not trained on
+    shown: list[tuple[str, Sequence[Call]]] = field(default_factory=list)  # the pairs, where they go into the prompt
 
     def note(self, **values: Any) -> None:
         """Sets fields of the record."""
@@ -59,6 +60,11 @@ class Draft:
     def count(self, stage: str, n_tokens: int) -> None:
         """Adds to the record's tokens of a stage."""
         self.note(tokens={**self.record.tokens, stage: self.record.tokens.get(stage, 0) + n_tokens})
+
+    def rename(self, stage: str, name: str) -> None:
+        """Gives a stage another name in the record's seconds and tokens."""
+        for figures in ("seconds", "tokens"):
+            self.note(**{figures: {name if k == stage else k: v for k, v in getattr(self.record, figures).items()}})
 
     def tool(self, name: str | None) -> Tool:
         return next(tool for tool in self.example.tools if tool.name == name)

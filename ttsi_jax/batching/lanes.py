@@ -41,6 +41,7 @@ class Read(NamedTuple):
     rows: Rows
     common: tuple[Cache, ...]  # caches before all rows' own
     scale: float  # of the adapters
+    shape: Any = None  # see `ttsi_jax.batching.waves.Shape`
 
 
 class Prompt(NamedTuple):

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from ttsi_jax.batching.guided import GuidedLanes
 from ttsi_jax.batching.inputs import Draft
-from ttsi_jax.batching.lanes import Lanes, Work
+from ttsi_jax.batching.lanes import Lanes, Said, Work
 from ttsi_jax.batching.waves import Row, Waves
 from ttsi_jax.runs.record import Record
 
@@ -27,11 +27,19 @@ class Score(NamedTuple):
 
 
 class Decode(NamedTuple):
-    """Decode after a prompt; gives what was `Said`."""
+    """Decode after a prompt, as often as there is `work`, all of it side by side; gives a list of what was `Said`."""
 
     draft: Draft
     stage: str
-    work: Work
+    work: Sequence[Work]
+
+
+class Ask(NamedTuple):
+    """Have a pair written elsewhere, see `ttsi_jax.synthesis.PairSource`; gives a `Synthetic`."""
+
+    draft: Draft
+    stage: str
+    attempt: int
 
 
 class Adapt(NamedTuple):
@@ -44,19 +52,25 @@ class Adapt(NamedTuple):
     row: Row
 
 
-Steps = Generator[Score | Decode | Adapt, Any, Record]  # an algorithm under way
+Wish = Score | Decode | Ask | Adapt
+Steps = Generator[Wish, Any, Record]  # an algorithm under way
+Do = Callable[[Sequence[Any]], Iterable[Any]]  # the results of several wishes of one kind
 Charge = Callable[[Sequence[tuple[Draft, str]]], None]  # to whom, under which stage, the time since the last call goes
 
 
 class Schedule:
     """What the inputs of one shape wait for."""
 
-    def __init__(self, waves: Waves, adapt: Callable[[Sequence[Adapt]], Iterable[Any]], charge: Charge):
+    def __init__(self, waves: Waves, ask: Do, adapt: Do, charge: Charge):
         self.waves, self.charge, self.size = waves, charge, waves.size
-        self._adapt = adapt
+        self._ask, self._adapt = ask, adapt
         self.scores: list[tuple[Steps, Score]] = []
+        self.rescores: dict[Hashable, list[tuple[Steps, Score]]] = defaultdict(list)  # longer prompts, by their shape
+        self.asks: list[tuple[Steps, Ask]] = []
         self.adapts: dict[Hashable, list[tuple[Steps, Adapt]]] = defaultdict(list)  # by the shape of training
         self.base, self.adapted = waves.lanes(), waves.lanes()  # of each, the free and the guided ones
+        self.longer: dict[Hashable, tuple[Lanes, GuidedLanes]] = defaultdict(waves.lanes)  # by shape, with the base
+        self.said: dict[int, list[Said | None]] = {}  # by the generator that waits for all of them
         self.ended: list[Record] = []
 
     def run(self, inputs: Iterable[Steps]) -> Iterator[list[Record]]:
@@ -65,26 +79,38 @@ class Schedule:
         while self._wave(waiting):
             yield self.ended
             self.ended = []
+        yield self.ended  # of inputs that needed no wave
 
     def _wave(self, waiting: Iterator[Steps]) -> bool:
         """Does what most is to be gained from; False when nothing is left."""
         size = self.size
         training = max(self.adapts.values(), key=len, default=[])
+        rescores = max(self.rescores.values(), key=len, default=[])
+        longer = [lanes for pair in self.longer.values() for lanes in pair]
+        last = [lanes for lanes in (*self.adapted, *longer) if lanes.load]
         if len(training) >= size:
-            self._adapt_some(training)
-        elif full := [lanes for lanes in (*self.adapted, *self.base) if lanes.load >= size]:
+            self._do_some(self._adapt, training)
+        elif full := [lanes for lanes in (*last, *self.base) if lanes.load >= size]:
             self._decode(full[0], to_the_end=False)
+        elif len(rescores) >= size:
+            self._do_some(self._score, rescores)
+        elif len(self.asks) >= size:
+            self._do_some(self._ask, self.asks)
         elif self._gather_scores(waiting) >= size:
-            self._score_some()
+            self._do_some(self._score, self.scores)
         # No full wave is left: what may lead to more work goes first.
         elif base := [lanes for lanes in self.base if lanes.load]:
             self._decode(base[0], to_the_end=True)
         elif self.scores:
-            self._score_some()
+            self._do_some(self._score, self.scores)
+        elif self.asks:
+            self._do_some(self._ask, self.asks)
+        elif rescores:
+            self._do_some(self._score, rescores)
         elif training:
-            self._adapt_some(training)
-        elif adapted := [lanes for lanes in self.adapted if lanes.load]:
-            self._decode(adapted[0], to_the_end=True)
+            self._do_some(self._adapt, training)
+        elif last:
+            self._decode(last[0], to_the_end=True)
         else:
             return False
         return True
@@ -103,35 +129,43 @@ class Schedule:
             self.ended.append(stop.value)
             return
         if isinstance(wish, Score):
-            self.scores.append((steps, wish))
+            own = self.scores if wish.row.shape == wish.draft.shape else self.rescores[wish.row.shape]
+            own.append((steps, wish))
+        elif isinstance(wish, Ask):
+            self.asks.append((steps, wish))
         elif isinstance(wish, Adapt):
             self.adapts[wish.draft.training_shape()].append((steps, wish))
         else:
-            adapted = wish.work.prompt.read.rows.adapters is not None
-            lanes = (self.adapted if adapted else self.base)[wish.work.guide is not None]
-            lanes.waiting.append(wish.work._replace(owner=(steps, wish)))
+            self.said[id(steps)] = [None] * len(wish.work)
+            for place, work in enumerate(wish.work):
+                self._lanes(wish.draft, work).waiting.append(work._replace(owner=(steps, wish, place)))
 
-    def _finish(self, wave: Sequence[tuple[Steps, Any]], results: Iterable[Any]) -> None:
+    def _lanes(self, draft: Draft, work: Work) -> Lanes | GuidedLanes:
+        """Those for rows of the same shapes that have adapters or none, and a guide or none."""
+        read = work.prompt.read
+        if read.shape != draft.shape:
+            pair = self.longer[read.shape]
+        else:
+            pair = self.base if read.rows.adapters is None else self.adapted
+        return pair[work.guide is not None]
+
+    def _score(self, wave: Sequence[Score]) -> Iterable[Any]:
+        return zip(*self.waves.score([wish.row for wish in wave], [wish.draft.names for wish in wave]), strict=True)
+
+    def _do_some(self, do: Do, waiting: list[Any]) -> None:
+        """Takes a wave from those that wait, and does it."""
+        wave = waiting[: self.size]
+        del waiting[: self.size]
+        results = do([wish for _, wish in wave])
         self.charge([(wish.draft, wish.stage) for _, wish in wave])
         for (steps, _), result in zip(wave, results, strict=True):
             self._go_on(steps, result)
-
-    def _score_some(self) -> None:
-        wave = self._take(self.scores)
-        scored = self.waves.score([wish.row for _, wish in wave], [wish.draft.names for _, wish in wave])
-        self._finish(wave, zip(*scored, strict=True))
-
-    def _adapt_some(self, training: list[tuple[Steps, Adapt]]) -> None:
-        wave = self._take(training)
-        self._finish(wave, self._adapt([wish for _, wish in wave]))
 
     def _decode(self, lanes: Lanes | GuidedLanes, to_the_end: bool) -> None:
         took_part, said = lanes.advance(to_the_end)
         self.charge([(work.owner[1].draft, work.owner[1].stage) for work in took_part])
         for work, own in said:
-            self._go_on(work.owner[0], own)
-
-    def _take(self, waiting: list[Any]) -> list[Any]:
-        wave = waiting[: self.size]
-        del waiting[: self.size]
-        return wave
+            steps, _, place = work.owner
+            self.said[id(steps)][place] = own
+            if None not in self.said[id(steps)]:
+                self._go_on(steps, self.said.pop(id(steps)))

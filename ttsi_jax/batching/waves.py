@@ -187,7 +187,7 @@ class Waves:
     ) -> tuple[list[np.ndarray], list[Prompt]]:
         """What `score` gives, from a program's results."""
         own, common = ((), past) if wave_axis(past) is None else (past, ())
-        read = Read(Rows(scored.prompted, own, adapted.adapters), common, adapted.scale)
+        read = Read(Rows(scored.prompted, own, adapted.adapters), common, adapted.scale, rows[0].shape)
         scores = np.asarray(scored.log_likelihoods)
         found = [own[: len(names)] for own, names in zip(scores, candidates, strict=False)]
         return found, [Prompt(read, index, row.key) for index, row in enumerate(rows)]

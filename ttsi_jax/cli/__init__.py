@@ -1,4 +1,4 @@
-"""The command line: `ttsi-jax run | compare | report | export | models | tasks`.
+"""The command line: `ttsi-jax run | sft | compare | report | export | models | tasks`.
 
 Exit codes: 0 done; 1 finished, but some inputs failed; 2 bad arguments or input; 3 a model file that cannot be used;
 130 interrupted, and the same command resumes.
@@ -14,7 +14,7 @@ import tyro
 from jax.errors import JaxRuntimeError
 from rich.console import Console
 
-from ttsi_jax.cli.arguments import Compare, Export, Models, Report, Run, Tasks
+from ttsi_jax.cli.arguments import Compare, Export, Models, Report, Run, Sft, Tasks
 from ttsi_jax.errors import InputError, ModelFileError
 from ttsi_jax.runs.signals import Interrupts
 from ttsi_jax.runs.table import shown
@@ -69,6 +69,33 @@ def run(args: Run) -> int:
         _say(f"failed: input '{record.id}': {record.error}")
     output.print(shown(f"run: {directory}"), soft_wrap=True)
     return SOME_FAILED if failed else DONE
+
+
+def sft(args: Sft) -> int:
+    from ttsi_jax.batching.supervised import fine_tune, save
+    from ttsi_jax.checkpoints import load_model
+    from ttsi_jax.config import RunConfig, check, find_parts
+    from ttsi_jax.runs.progress import progress_bars
+    from ttsi_jax.tasks import load_task
+
+    config = RunConfig(method="base", adapt=args.adapt, wave=args.wave, seed=args.seed)
+    check(config)
+    parts = find_parts(config, {})
+    if args.adapt.start is not None:
+        raise InputError("--adapt.start is for runs; fine-tuning begins with a fresh adapter")
+    if args.out.exists() and any(args.out.iterdir()):
+        raise InputError(f"{args.out}: is not empty; choose another directory")
+    task = load_task(args.task, data_dir=args.data, limit=args.limit)
+    model = load_model(args.model, dtype=args.dtype)
+    with progress_bars(messages) as show:
+        trained = fine_tune(
+            model, task.usable, args.adapt, parts.rule, parts.loss, wave=args.wave, seed=args.seed, progress=show
+        )
+    save(trained, args.out, model, args.adapt)
+    _say(f"trained on {len(trained.used)} of {len(task.examples)} examples: those with one right call that fit")
+    _say(f"loss {trained.losses[0]:.3f} before the first step, {trained.losses[-1]:.3f} before the last")
+    output.print(shown(f"adapter: {args.out}"), soft_wrap=True)
+    return DONE
 
 
 def compare(args: Compare) -> int:
@@ -126,7 +153,7 @@ def tasks(args: Tasks) -> int:
 
 def main(argv: list[str] | None = None) -> int:
     """Runs a command; returns its exit code."""
-    commands = {Run: run, Compare: compare, Report: report, Export: export, Models: models, Tasks: tasks}
+    commands = {Run: run, Sft: sft, Compare: compare, Report: report, Export: export, Models: models, Tasks: tasks}
     sys.path.append(os.getcwd())  # where a user's own rules, losses and estimators lie
     try:
         with Interrupts():

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Annotated, Literal
 
 import tyro
 
+from ttsi_jax.adaptation import AdaptConfig
 from ttsi_jax.config import RunConfig
 from ttsi_jax.runs.directory import named_after
 
@@ -40,6 +41,33 @@ class Run(RunConfig):
     def directory(self) -> Path:
         settings = [self.model, self.task, self.limit, self.dtype, self.config().to_dict()]
         return self.out or named_after((self.task, self.model, self.method), settings)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sft:
+    """Fine-tune one adapter on labelled examples, for `ttsi-jax run --method base --adapt.start OUT`.
+
+    Attributes:
+        model: a hub name, a directory, a .gguf file, or an alias (see `ttsi-jax models`).
+        task: a task name, or a .jsonl or .json file; examples with one right call are trained on.
+        out: the directory to write, which PEFT loads too.
+        adapt: how the adapter is trained, as in a run.
+        wave: examples a step.
+        seed: of the adapter and the examples' order.
+        limit: only the first so many examples.
+        data: folder of the task files that do not come with a package.
+        dtype: float32 or bfloat16; by default float32 on CPU and bfloat16 elsewhere.
+    """
+
+    model: str
+    task: str
+    out: Path
+    adapt: AdaptConfig = field(default_factory=AdaptConfig)
+    wave: int = 16
+    seed: int = 0
+    limit: int | None = None
+    data: Path | None = None
+    dtype: str | None = None
 
 
 @dataclass(frozen=True)

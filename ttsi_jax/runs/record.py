@@ -23,7 +23,8 @@ class Sample(TypedDict):
 
 class Pair(TypedDict):
     """One written pair; `reason` says why it was dropped, `check` which check did. `samples` are there where the loss
-    asked for some."""
+    asked for some, `origin` is the labelled example that the pair is, `usage` what a teacher counted: requests,
+    prompt_tokens, completion_tokens, cost."""
 
     query: str
     calls: list[Call]
@@ -31,6 +32,8 @@ class Pair(TypedDict):
     reason: str | None
     check: NotRequired[str | None]
     samples: NotRequired[list[Sample]]
+    origin: NotRequired[str]
+    usage: NotRequired[dict[str, float]]
 
 
 @dataclass(frozen=True)
@@ -68,6 +71,11 @@ class Record:
     text_adapted: str | None = None
     adapted_calls: list[Call] | None = None
     calls: list[Call] | None = None
+    samples_base: list[str | None] = field(default_factory=list)  # sampled answers
+    samples_adapted: list[str | None] = field(default_factory=list)
+    samples_right_base: int | None = None  # how many of them make the right calls
+    samples_right: int | None = None
+    seen: bool = False  # the model, or what it was shown, was trained on this input's label: an upper bound
     adapted: bool = False
     adapted_after: str | None = None  # the input whose adapter this one's began as, where a run does not reset
     reverted: bool = False

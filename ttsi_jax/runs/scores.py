@@ -33,6 +33,11 @@ def read_plain(calls: Sequence[Mapping[str, Any]] | None) -> list[Call] | None:
     return None if calls is None else [Call(**call) for call in calls]
 
 
+def first_values(call: GoldCall) -> dict[str, Any]:
+    """The arguments of a right call, each with the first value that is accepted."""
+    return {name: values[0] for name, values in call.arguments.items()}
+
+
 def begun(example: Example, task_name: str) -> Record:
     """The record of an input that nothing was done with yet; one that cannot run has its error."""
     if example.problem is not None:
@@ -56,15 +61,18 @@ def scored(record: Record, gold: Sequence[GoldCall] | None) -> Record:
     record = replace(record, calls=calls, pick=pick)
     if gold is None:
         return record
-    base, final = read_plain(record.base_calls), read_plain(calls)
-    if not gold:  # no call is right: neither is one in an answer in words
-        base = [] if base is None and _in_words(record.text_base) else base
-        final = [] if final is None and _in_words(record.text_adapted if uses_adapter else record.text_base) else final
+    texts = record.text_base, record.text_adapted if uses_adapter else record.text_base
+    base, final = (
+        _judged(read_plain(own), text, gold) for own, text in zip((record.base_calls, calls), texts, strict=True)
+    )
+    samples = record.samples_base, record.samples_adapted if uses_adapter else record.samples_base
+    right_base, right = (_n_right(own, gold) for own in samples)
     names = {call.name for call in gold}
-    first_values = ({key: values[0] for key, values in call.arguments.items()} for call in gold)
     return replace(
         record,
-        gold=[{"name": call.name, "arguments": values} for call, values in zip(gold, first_values, strict=True)],
+        gold=[{"name": call.name, "arguments": first_values(call)} for call in gold],
+        samples_right_base=right_base,
+        samples_right=right,
         pick_correct_base=record.pick_base in names if gold else None,  # where no call is right, no pick can be
         pick_correct=pick in names if gold else None,
         tool_correct_base=tool_correct(base, gold),
@@ -72,6 +80,24 @@ def scored(record: Record, gold: Sequence[GoldCall] | None) -> Record:
         call_correct_base=call_correct(base, gold),
         call_correct=call_correct(final, gold),
     )
+
+
+def _judged(calls: Sequence[Call] | None, text: str | None, gold: Sequence[GoldCall]) -> Sequence[Call] | None:
+    """An answer's calls; where no call is right, there is none in an answer in words either."""
+    return [] if calls is None and not gold and _in_words(text) else calls
+
+
+def _n_right(samples: Sequence[str | None], gold: Sequence[GoldCall]) -> int | None:
+    """How many of some sampled answers make the right calls; None where there are none."""
+    right = (call_correct(_judged(_calls(text), text, gold), gold) for text in samples)
+    return sum(right) if samples else None
+
+
+def _calls(text: str | None) -> list[Call] | None:
+    try:
+        return None if text is None else parse_calls(text)
+    except CallSyntaxError:
+        return None
 
 
 def _in_words(text: str | None) -> bool:

@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any, Literal
 
+from ttsi_jax.quality.votes import pass_at
 from ttsi_jax.runs.record import Pair, Record
 
 METRICS = ("pick", "tool", "call")
@@ -34,7 +35,9 @@ def summarise(records: Sequence[Record]) -> dict[str, Any]:
         ended as they did, `rejections` the rejected pairs by the check that dropped them, under `unusable` those that
         could not be read, were cut or did not fit. `one_candidate`, `duplicates` (the conversation and functions of an
         earlier input) and `unmatchable` (no answer can be right) count inputs whose figures mean less. `timed` counts
-        the inputs that went through a stage of `seconds`.
+        the inputs that went through a stage of `seconds`. `pass_at_base` and `pass_at` hold the chance that one of k
+        sampled answers makes the right calls, by k; `teacher` what a teacher counted (requests, tokens, cost); `seen`
+        the inputs whose labels the model was trained on.
     """
     sound = [record for record in records if record.error is None]
     uncertain = [record for record in sound if record.uncertain]
@@ -58,6 +61,9 @@ def summarise(records: Sequence[Record]) -> dict[str, Any]:
         "fixed_pick": changes["pick"]["fixed"],
         "broke_pick": changes["pick"]["broke"],
         **accuracies,
+        **_passes(sound),
+        "teacher": _teacher(pairs),
+        "seen": sum(record.seen for record in sound),
         "correct": correct,
         "labelled": labelled,
         "synthetic_written": len(pairs),
@@ -68,6 +74,26 @@ def summarise(records: Sequence[Record]) -> dict[str, Any]:
         "seconds": {stage: math.fsum(seconds) for stage, seconds in stages.items()},
         "timed": {stage: len(seconds) for stage, seconds in stages.items()},
     }
+
+
+def _passes(records: Iterable[Record]) -> dict[str, dict[str, float]]:
+    """Mean pass@k over the labelled inputs, by k; empty where no answers were sampled."""
+    found: dict[str, dict[str, float]] = {}
+    records = [record for record in records if record.samples_right is not None]
+    n = min((len(record.samples_base) for record in records), default=0)
+    for name, field in (("pass_at_base", "samples_right_base"), ("pass_at", "samples_right")):
+        right = [getattr(record, field) for record in records]
+        ks = [k for k in (1, 2, 5, 10, 20, 50, 100) if k < n] + [n] * (n > 0)
+        found[name] = {str(k): math.fsum(pass_at(n, own, k) for own in right) / len(right) for k in ks}
+    return found
+
+
+def _teacher(pairs: Iterable[Pair]) -> dict[str, float]:
+    """What a teacher counted, over all pairs; empty where there was none."""
+    total = Counter[str]()
+    for pair in pairs:
+        total.update(pair.get("usage") or {})
+    return dict(total)
 
 
 def _accuracies(records: Sequence[Record]) -> tuple[dict[str, float | None], dict[str, int], dict[str, int]]:

@@ -4,6 +4,7 @@ import ast
 import json
 import re
 import warnings
+from collections.abc import Sequence
 from typing import Any
 
 from ttsi_jax.tasks import strict_json
@@ -64,6 +65,11 @@ def parse_calls(text: str) -> list[Call]:
 def render_call(call: Call) -> str:
     """The canonical text of a call, `{"name": "f", "arguments": {"a": 1}}` on one line."""
     return json.dumps({"name": call.name, "arguments": call.arguments}, ensure_ascii=False, allow_nan=False)
+
+
+def render_calls(calls: Sequence[Call]) -> str:
+    """The text of an answer: a call, or a list of several or none."""
+    return render_call(calls[0]) if len(calls) == 1 else f"[{', '.join(map(render_call, calls))}]"
 
 
 def _calls_of_other_forms(text: str) -> list[Call] | None:

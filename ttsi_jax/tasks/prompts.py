@@ -14,7 +14,8 @@ from os.path import commonprefix
 from typing import Any
 
 from ttsi_jax.errors import InputError
-from ttsi_jax.tasks.example import Example, Tool
+from ttsi_jax.tasks.calls import render_calls
+from ttsi_jax.tasks.example import Call, Example, Tool
 
 SYSTEM = """You are a function-calling assistant. Answer each request with a call of one of these functions:
 {tools}
@@ -32,6 +33,8 @@ other values, and the call that answers it. Reply with one JSON object: \
 
 CONTINUE = "Now write the function call that this conversation asks for."
 
+OTHER_TOOLS = "Use these functions this time:\n{tools}\n\n{query}"
+
 OPENING = '{"name": "'  # how an answer begins, up to the function's name
 
 # What templates ask for besides the messages: no thinking before the answer, and a date that is the same every day.
@@ -48,14 +51,33 @@ def render_tools(tools: Sequence[Tool]) -> str:
     return "\n".join(json.dumps(line, ensure_ascii=False) for line in lines)
 
 
-def answer_messages(example: Example, query: str | None = None) -> Messages:
-    """The conversation up to where the call is due; with `query`, that request stands in for the last one."""
+def answer_messages(
+    example: Example, query: str | None = None, shown: Sequence[tuple[str, Sequence[Call]]] = ()
+) -> Messages:
+    """The conversation up to where the call is due; with `query`, that request stands in for the last one.
+
+    `shown` are requests with their calls, which stand before the last request as turns that went well.
+    """
     history, last, after = _split(example)
+    for request, calls in shown:
+        history += [{"role": "user", "content": request}, {"role": "assistant", "content": render_calls(calls)}]
     if query is not None:
         return [*history, {"role": "user", "content": query}]
     if not after:
         return [*history, last]
     return [*history, last, *after, {"role": "user", "content": CONTINUE}]
+
+
+def with_tools(query: str, tools: Sequence[Tool]) -> str:
+    """A request with functions of its own, in the place of those that the conversation begins with."""
+    return OTHER_TOOLS.format(tools=render_tools(tools), query=query) if tools else query
+
+
+def conversation(example: Example, messages: Messages) -> Messages:
+    """Messages after the instructions and the tool list, with what the input's own system turns say."""
+    own = [message["content"] for message in example.messages if message["role"] == "system"]
+    system = "\n\n".join([SYSTEM.format(tools=render_tools(example.tools)), *own])
+    return [{"role": "system", "content": system}, *messages]
 
 
 def synthesis_messages(example: Example, instruction: str) -> Messages:
@@ -105,12 +127,10 @@ class PromptEncoder:
         Raises:
             InputError: the model's chat template refuses these messages.
         """
-        own = [message["content"] for message in example.messages if message["role"] == "system"]
-        system = "\n\n".join([SYSTEM.format(tools=render_tools(example.tools)), *own])
-        conversation = [{"role": "system", "content": system}, *messages]
+        turns = conversation(example, messages)
         try:
             text = self.tokenizer.apply_chat_template(
-                conversation, tokenize=False, add_generation_prompt=True, **TEMPLATE_SETTINGS
+                turns, tokenize=False, add_generation_prompt=True, **TEMPLATE_SETTINGS
             )
         except Exception as error:  # a template is a program that came with the model: it may raise anything
             raise InputError(f"the model's chat template refuses input '{example.id}': {error}") from None

@@ -1,0 +1,208 @@
+"""Grids of runs in one directory: every option of `ttsi-jax run` may have several values.
+
+    python scripts/sweep.py OUT --model M --task sealtools apibank --seed 0 1 2 \\
+        -- --method base -- --method tt-si --gate.tau 0.35 0.95 -- --method base --answer.vote --answer.samples 5
+
+What stands before the first `--` is common; each part after one is a grid of its own. A cell is an ordinary run
+directory under OUT, named after its own options, so `ttsi-jax compare OUT/*` and `report` take them, and the same
+command resumes: finished cells are read, not run. An option that takes several words gets them joined by commas
+(`--adapt.targets q,v q,k,v`); one without a value is a switch.
+
+A model is loaded once. Scores, base answers and pairs that cells have in common are computed once; the records are
+those of separate runs (`ttsi_jax.batching.shared`), and every cell's seconds count its whole work. A cell that fails is
+told at the end and costs the others nothing. Exit codes: 0 done; 1 a cell or an input failed; 2 bad arguments; 130
+interrupted.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import redirect_stderr
+from dataclasses import replace
+from io import StringIO
+from itertools import product
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import tyro
+from rich.console import Console
+
+from ttsi_jax.batching.shared import Shared
+from ttsi_jax.checkpoints import LanguageModel, load_model
+from ttsi_jax.cli.arguments import Run
+from ttsi_jax.config import automatic, check, find_parts
+from ttsi_jax.errors import InputError, ModelFileError
+from ttsi_jax.loop import run
+from ttsi_jax.runs.clock import keep_programs
+from ttsi_jax.runs.progress import progress_bars
+from ttsi_jax.runs.signals import Interrupts
+from ttsi_jax.runs.table import Rows, rendered, shown
+from ttsi_jax.tasks import load_task
+
+NOT_NAMED = ("model", "task", "data", "dtype", "out", "compile-cache")  # these do not come into a cell's name as such
+Options = dict[str, str | None]  # without the dashes; None for a switch
+messages, output = Console(stderr=True), Console()
+
+
+class Cell(NamedTuple):
+    """One run of a sweep."""
+
+    name: str
+    args: Run
+
+
+class Done(NamedTuple):
+    """What became of a cell."""
+
+    cell: Cell
+    summary: dict[str, Any] | None
+    error: str | None
+
+
+def grids(arguments: Sequence[str]) -> list[Options]:
+    """The options of every cell, in order, each once."""
+    parts: list[list[str]] = [[]]
+    for argument in arguments:
+        if argument == "--":
+            parts.append([])
+        else:
+            parts[-1].append(argument)
+    common = _values(parts[0])
+    found = []
+    for part in parts[1:] or [[]]:
+        own = common | _values(part)
+        found += [dict(zip(own, values, strict=True)) for values in product(*own.values())]
+    return [cell for index, cell in enumerate(found) if cell not in found[:index]]
+
+
+def _values(arguments: Iterable[str]) -> dict[str, list[str | None]]:
+    options: dict[str, list[str | None]] = {}
+    name = None
+    for argument in arguments:
+        if argument.startswith("--"):
+            name = argument[2:].replace("_", "-")
+            options[name] = []
+        elif name is None:
+            raise InputError(f"'{argument}' belongs to no option")
+        else:
+            options[name].append(argument)
+    return {name: values or [None] for name, values in options.items()}
+
+
+def cell_of(options: Options, out: Path) -> Cell:
+    """The run of some options.
+
+    Raises:
+        InputError: options that no run has, or values that they cannot have.
+    """
+    if "out" in options:
+        raise InputError("--out is given by the sweep: OUT is its first argument")
+    argv = []
+    for name, value in options.items():
+        argv += [f"--{name}", *(value.split(",") if value is not None else [])]
+    told = StringIO()
+    try:
+        with redirect_stderr(told):
+            args = tyro.cli(Run, args=argv, console_outputs=True)
+    except SystemExit:
+        raise InputError(f"{' '.join(argv)} is refused:\n{told.getvalue()}") from None
+    config = automatic(args.config())
+    check(config)
+    find_parts(config, {})
+    words = [args.task, args.model.rstrip("/").removesuffix(".gguf"), args.method]
+    words = [re.sub(r"\W+", "-", Path(word).name.removesuffix(".jsonl")).strip("-") for word in words]
+    named = {name: value for name, value in sorted(options.items()) if name not in (*NOT_NAMED, "method", "seed")}
+    words += [re.sub(r"[^\w.+-]+", "-", f"{name}={value or 'on'}".replace("=", "-")) for name, value in named.items()]
+    name = ".".join([*words, f"seed-{args.seed}"])
+    return Cell(name, replace(args, out=out / name))
+
+
+def sweep(cells: Sequence[Cell], progress: Callable[..., None], done: Callable[[Done], None]) -> list[Done]:
+    """Runs the cells, those of a model one after another; a cell that fails leaves the others alone."""
+    found: list[Done] = []
+    order = {key: place for place, key in enumerate(dict.fromkeys(_weights(cell) for cell in cells))}
+    loaded: tuple[Any, LanguageModel | None] = None, None
+    shared = Shared.between_runs()
+    for cell in sorted(cells, key=lambda cell: order[_weights(cell)]):
+        try:
+            if loaded[0] != _weights(cell):
+                loaded = None, None  # the old one makes room first
+                loaded, shared = (_weights(cell), load_model(cell.args.model, dtype=cell.args.dtype)), Shared({})
+            assert loaded[1] is not None
+            task = load_task(cell.args.task, data_dir=cell.args.data, limit=cell.args.limit)
+            config = automatic(cell.args.config())
+            result = run(loaded[1], task, config, out=cell.args.out, progress=progress, shared=shared)
+            failed = result.summary["failed"]
+            ended = Done(cell, result.summary, f"{failed} inputs failed" if failed else None)
+        except Exception as error:
+            ended = Done(cell, None, str(error) or type(error).__name__)
+        found.append(ended)
+        done(ended)
+    return found
+
+
+def _weights(cell: Cell) -> tuple[str, str | None]:
+    return cell.args.model, cell.args.dtype
+
+
+def table(done: Sequence[Done]) -> Rows:
+    """A row per cell."""
+    rows = []
+    for cell, summary, error in done:
+        if summary is None:
+            rows.append((cell.name, "–", "–", "–", "–", "–", "–", error or ""))
+            continue
+        tool, call = (
+            " → ".join(_percent(summary[f"{metric}_accuracy{side}"]) for side in ("_base", ""))
+            for metric in ("tool", "call")
+        )
+        seconds = sum(value for stage, value in summary["seconds"].items() if stage != "base_answer")
+        counts = (str(summary[key]) for key in ("adapted", "fixed", "broke"))
+        rows.append((cell.name, tool, call, *counts, f"{seconds:.0f}", error or ""))
+    return Rows(("cell", "tool, %", "call, %", "adapted", "fixed", "broke", "seconds", "failed"), rows)
+
+
+def _percent(share: float | None) -> str:
+    return "–" if share is None else f"{100 * share:.1f}"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if not arguments or arguments[0] in ("-h", "--help"):
+        output.print(shown(__doc__ or ""), soft_wrap=True)
+        return 0 if arguments else 2
+    sys.path.append(os.getcwd())  # where a user's own rules, losses and estimators lie
+    try:
+        cells = [cell_of(options, Path(arguments[0])) for options in grids(arguments[1:])]
+        if folder := cells[0].args.compile_cache:
+            keep_programs(folder)
+        with Interrupts() as interrupts, progress_bars(messages) as show:
+
+            def progress(stage: str, done: int, known: int) -> None:
+                interrupts.check()
+                show(stage, done, known)
+
+            finished: list[str] = []
+
+            def done(ended: Done) -> None:
+                finished.append(ended.cell.name)
+                told = f": {ended.error}" if ended.error else ""
+                messages.print(shown(f"{len(finished)} of {len(cells)}: {ended.cell.name}{told}"), soft_wrap=True)
+                show("cells", len(finished), len(cells))
+
+            found = sweep(cells, progress, done)
+    except (InputError, ModelFileError) as error:
+        messages.print(shown(f"error: {error}"), soft_wrap=True)
+        return 2
+    except KeyboardInterrupt:
+        messages.print("interrupted; the same command resumes")
+        return 130
+    output.print(rendered(table(found)))
+    return 1 if any(ended.error for ended in found) else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

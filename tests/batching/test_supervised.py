@@ -1,0 +1,98 @@
+"""One adapter for all examples: its steps, its files, and what a run that starts from it says of its inputs."""
+
+import json
+from dataclasses import replace
+
+import jax
+import numpy as np
+import pytest
+
+from tiny_runs import ADD, EXAMPLES, GREET, example, settings, task_of, tiny_model
+from ttsi_jax.batching.supervised import fine_tune, save
+from ttsi_jax.cli import main
+from ttsi_jax.errors import InputError
+from ttsi_jax.loop import run
+from ttsi_jax.rules import adamw, answer_cross_entropy, dpo
+from ttsi_jax.runs.groups import load_runs, notes
+from ttsi_jax.tasks import GoldCall
+
+MODEL = tiny_model()
+SHELF = [
+    example("a", "What is 1 and 2?", (ADD, GREET), (GoldCall("add", {"a": (1,), "b": (2,)}),)),
+    example("b", "Please greet Bo", (ADD, GREET), (GoldCall("greet", {"name": ("Bo",)}),)),
+    example("c", "Sum of 4 and 5", (ADD,), (GoldCall("add", {"a": (4,), "b": (5,)}),)),
+    example("none is right", "Hi", (ADD,), ()),
+    example("unlabelled", "Hi", (ADD,), None),
+]
+
+
+def tuned(scope="suffix", wave=2, epochs=3, **changes):
+    config = replace(settings().adapt, scope=scope, epochs=epochs, **changes)
+    return fine_tune(MODEL, SHELF, config, adamw(3e-2), answer_cross_entropy, wave=wave, seed=0), config
+
+
+@pytest.mark.parametrize("scope", ["suffix", "all"])
+def test_one_adapter_learns_all_examples(scope):
+    trained, _ = tuned(scope, epochs=8)
+    assert [one.id for one in trained.used] == ["a", "b", "c"] and len(trained.losses) == 16
+    assert np.mean(trained.losses[-2:]) < 0.8 * np.mean(trained.losses[:2])
+    again, _ = tuned(scope, epochs=8)
+    jax.tree.map(np.testing.assert_array_equal, trained.adapter, again.adapter)
+
+
+def test_a_step_takes_the_mean_gradient_and_chunks_change_nothing():
+    """Three examples in a wave of three or of four, all at once or one by one: the same first update."""
+    one, _ = tuned(wave=3, epochs=2)
+    for other in (tuned(wave=4, epochs=2)[0], tuned(wave=3, epochs=2, memory=1e-9)[0]):
+        np.testing.assert_allclose(one.losses, other.losses, rtol=1e-4)
+    assert len(one.losses) == 2
+
+
+def test_the_base_stays_as_it_is():
+    before = jax.tree.map(lambda x: np.array(x), MODEL.params)
+    tuned("all")
+    jax.tree.map(lambda x, y: np.testing.assert_array_equal(np.asarray(x), y), MODEL.params, before)
+
+
+def test_what_cannot_be_trained_on():
+    config = settings().adapt
+    with pytest.raises(InputError, match="there is nothing to train on"):
+        fine_tune(MODEL, SHELF[3:], config, adamw(1e-3), answer_cross_entropy, wave=2, seed=0)
+    with pytest.raises(InputError, match="needs rejected, which labels do not give"):
+        fine_tune(MODEL, SHELF, config, adamw(1e-3), dpo, wave=2, seed=0)
+
+
+def test_a_run_answers_with_it_and_says_where_it_is_an_upper_bound(tmp_path):
+    trained, config = tuned()
+    save(trained, tmp_path / "sft", MODEL, config)
+    start = settings(method="base", adapt=replace(config, start=str(tmp_path / "sft")))
+    mixed = task_of(SHELF[0], EXAMPLES[2])
+    found, summary = run(MODEL, mixed, start, out=tmp_path / "run")
+    assert [record.seen for record in found] == [True, False] and summary["seen"] == 1
+    plain = run(MODEL, mixed, settings(method="base")).records
+    assert not any(record.seen for record in plain)
+    assert found[0].log_likelihoods != plain[0].log_likelihoods
+    kept = json.loads((tmp_path / "run/config.json").read_text())
+    assert kept["upper_bound"] == "trained on the labels of 1 of its inputs"
+    assert any(
+        "upper bound: trained on the labels of 1 of its 2 inputs" in n for n in notes(load_runs([tmp_path / "run"]))
+    )
+    run(MODEL, task_of(EXAMPLES[2]), start, out=tmp_path / "other")
+    assert "upper_bound" not in json.loads((tmp_path / "other/config.json").read_text())
+    (tmp_path / "sft/trained_on.json").write_text("{")
+    with pytest.raises(InputError, match="trained_on.json: cannot be read"):
+        run(MODEL, mixed, start)
+
+
+def test_the_command(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("ttsi_jax.checkpoints.load_model", lambda name, dtype: MODEL)
+    file = tmp_path / "train.jsonl"
+    tools = [{"name": t.name, "parameters": t.parameters} for t in (ADD, GREET)]
+    line = {"query": "1 and 2", "tools": tools, "calls": [{"name": "add", "arguments": {"a": 1, "b": 2}}]}
+    file.write_text(json.dumps(line))
+    argv = ["sft", "--model", "tiny", "--task", str(file), "--out", str(tmp_path / "sft"), "--adapt.epochs", "2"]
+    assert main([*argv, "--adapt.rank", "2", "--wave", "1"]) == 0
+    out, err = capsys.readouterr()
+    assert "adapter: " in out and "trained on 1 of 1 examples" in err
+    assert (tmp_path / "sft/adapter_model.safetensors").exists()
+    assert main(argv) == 2 and "is not empty" in capsys.readouterr().err

@@ -1,0 +1,89 @@
+"""Sweeps: their cells are ordinary runs, resumed, and what they have in common is done once."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+import sweep
+from tiny_runs import EXAMPLES, untimed, write_model
+from ttsi_jax.batching.waves import Waves
+from ttsi_jax.cli import main
+from ttsi_jax.errors import InputError
+from ttsi_jax.runs.groups import load_run
+
+SETTINGS = [
+    *("--answer.form", "keys", "--answer.max-tokens", "24", "--answer.value-tokens", "4", "--wave", "4"),
+    *("--synthesis.form", "request", "--synthesis.max-tokens", "8", "--gate.tau", "1.1"),
+    *("--adapt.scope", "suffix", "--adapt.epochs", "3", "--adapt.rank", "2"),
+]
+
+
+def test_grids():
+    found = sweep.grids(["--seed", "0", "1", "--", "--method", "base", "--", "--adapt.lr", "1", "--answer.vote"])
+    assert found == [
+        {"seed": "0", "method": "base"},
+        {"seed": "1", "method": "base"},
+        {"seed": "0", "adapt.lr": "1", "answer.vote": None},
+        {"seed": "1", "adapt.lr": "1", "answer.vote": None},
+    ]
+    assert sweep.grids(["--seed", "0", "0"]) == [{"seed": "0"}], "each cell once"
+    with pytest.raises(InputError, match="'base' belongs to no option"):
+        sweep.grids(["base"])
+
+
+def test_cells_are_named_after_their_options():
+    options = {"model": "a/Tiny.gguf", "task": "bfcl:multiple", "adapt.targets": "q,v", "seed": "3", "method": "tt-si"}
+    cell = sweep.cell_of(options, Path("out"))
+    assert cell.name == "bfcl-multiple.Tiny.tt-si.adapt.targets-q-v.seed-3"
+    assert cell.args.adapt.targets == ("q", "v") and cell.args.out == Path("out") / cell.name
+    for wrong in ({"adapt.lr": "much"}, {"out": "x"}, {"wave": "0"}, {"nonsense": "1"}):
+        with pytest.raises(InputError):
+            sweep.cell_of(options | wrong, Path("out"))
+
+
+@pytest.fixture
+def arguments(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_model(tmp_path / "tiny")
+    lines = []
+    for one in EXAMPLES[:3]:
+        tools = [{"name": t.name, "description": t.description, "parameters": t.parameters} for t in one.tools]
+        lines.append(json.dumps({"id": one.id, "query": one.query, "tools": tools, "calls": []}))
+    Path("mine.jsonl").write_text("\n".join(lines))
+    return ["--model", "tiny", "--task", "mine.jsonl", *SETTINGS]
+
+
+def test_a_sweep(arguments, monkeypatch, capsys):
+    grid = ["--", "--method", "base", "--", "--adapt.lr", "3e-2", "1e-2", "--", "--adapt.rule", "nowhere:rule"]
+    with pytest.raises(InputError, match="nowhere"):
+        sweep.cell_of({"model": "tiny", "task": "mine.jsonl", "adapt.rule": "nowhere:rule"}, Path("out"))
+    assert sweep.main(["out", *arguments, *grid]) == 2 and not Path("out").exists(), "told before anything runs"
+    grid = [*grid[:-3], "--", "--task", "missing.jsonl"]
+    scored, score = [], Waves.score
+
+    def noted(self, rows, *rest):
+        scored.extend(rows)
+        return score(self, rows, *rest)
+
+    monkeypatch.setattr(Waves, "score", noted)
+    capsys.readouterr()
+    assert sweep.main(["out", *arguments, *grid]) == 1, "the cell without a task failed"
+    out, err = capsys.readouterr()
+    assert "4 of 4" in err and "missing.jsonl" in err and "→" in out
+    cells = sorted(Path("out").iterdir())
+    assert len(cells) == 3
+    base = [row for row in scored if row.start == len(row.suffix)]
+    together = len(scored)
+    assert main(["compare", *map(str, cells)]) == 0
+
+    scored.clear()
+    assert sweep.main(["out", *arguments, *grid]) == 1 and scored == [], "finished cells are not run again"
+
+    for options in (["--method", "base"], ["--adapt.lr", "3e-2"], ["--adapt.lr", "1e-2"]):
+        assert main(["run", *arguments, *options, "--out", "alone"]) == 0
+        [same] = [cell for cell in cells if load_run(cell).config == load_run("alone").config]
+        assert untimed(load_run(same).records) == untimed(load_run("alone").records)
+        for file in Path("alone").iterdir():
+            file.unlink()
+    assert base and together < len(scored), "separate runs score more"

@@ -1,0 +1,277 @@
+"""The paper's methods as settings of one loop: votes, pairs in the prompt, pairs from elsewhere, shared parts."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from tiny_runs import ADD, EXAMPLES, GREET, TASK, example, settings, task_of, tiny_model, untimed
+from ttsi_jax.answering import read_calls
+from ttsi_jax.batching.shared import Shared
+from ttsi_jax.batching.waves import Waves
+from ttsi_jax.config import check
+from ttsi_jax.errors import InputError
+from ttsi_jax.loop import run
+from ttsi_jax.model.scoring import score_wave
+from ttsi_jax.quality.votes import vote
+from ttsi_jax.runs.directory import read_records
+from ttsi_jax.synthesis import SynthesisConfig
+from ttsi_jax.tasks import GoldCall, call_correct
+from ttsi_jax.tasks.prompts import PromptEncoder, answer_messages
+
+MODEL = tiny_model()
+FOUR = task_of(*(EXAMPLES[index] for index in (1, 2, 3, 5)))  # each of them writes itself a pair
+
+
+def synthesis(**changes) -> dict[str, SynthesisConfig]:
+    return {"synthesis": replace(settings().synthesis, **changes)}
+
+
+def answers(form: str = "free", **changes):
+    return {"answer": replace(settings(form).answer, temperature=1.5, top_p=1.0, **changes)}
+
+
+@pytest.fixture(scope="module")
+def usual():
+    return run(MODEL, FOUR, settings()).records
+
+
+# Votes.
+
+
+@pytest.fixture(scope="module")
+def voted():
+    return run(MODEL, TASK, settings(**answers(samples=5, vote=True))).records
+
+
+def test_the_vote_of_sampled_answers_stands_on_both_sides(voted):
+    changed = 0
+    for record in voted:
+        greedy = run_greedy()[record.id]
+        assert len(record.samples_base) == 5 and len(record.samples_adapted) == 5 * record.adapted
+        winner = vote([*map(read_calls, record.samples_base)], read_calls(greedy.text_base))
+        assert record.text_base == (greedy.text_base if winner is None else record.samples_base[winner])
+        assert record.base_calls == (None if winner is None else [vars(c) for c in read_calls(record.text_base)])
+        if record.adapted:
+            assert record.text_adapted in (greedy.text_adapted, *record.samples_adapted)
+        changed += record.text_base != greedy.text_base
+        assert record.log_likelihoods == greedy.log_likelihoods and record.synthetic == greedy.synthetic
+    assert changed and any(record.adapted for record in voted)
+    assert len({text for record in voted for text in record.samples_base}) > 2, "samples differ"
+
+
+def run_greedy():
+    return {record.id: record for record in run(MODEL, TASK, settings("free", method="tt-si")).records}
+
+
+def test_samples_without_a_vote_are_counted_and_change_nothing():
+    found, summary = run(MODEL, TASK, settings(method="base", **answers(samples=3)))
+    plain = run(MODEL, TASK, settings("free", method="base")).records
+    for own, theirs, one in zip(found, plain, TASK.examples, strict=True):
+        assert (own.text_base, own.calls) == (theirs.text_base, theirs.calls) and own.samples_adapted == []
+        if one.gold:
+            right = sum(call_correct(read_calls(text), one.gold) for text in own.samples_base)
+            assert own.samples_right_base == own.samples_right == right
+        elif one.gold is None:
+            assert own.samples_right is None
+    assert summary["pass_at"].keys() == {"1", "2", "3"} and summary["pass_at"] == summary["pass_at_base"]
+
+
+def test_who_shares_a_wave_changes_no_sample(voted):
+    [alone] = run(MODEL, task_of(EXAMPLES[1]), settings(**answers(samples=5, vote=True))).records
+    assert alone.samples_base == voted[1].samples_base and alone.samples_adapted == voted[1].samples_adapted
+
+
+def test_a_vote_needs_samples():
+    with pytest.raises(InputError, match="--answer.samples is 0; it must be at least 1"):
+        check(settings(**answers(vote=True)))
+
+
+# Pairs in the prompt.
+
+
+def test_pairs_may_be_shown_instead_of_trained_on(usual, monkeypatch):
+    rows, score = [], Waves.score
+
+    def noted(self, wave, *rest):
+        rows.extend(wave)
+        return score(self, wave, *rest)
+
+    monkeypatch.setattr(Waves, "score", noted)
+    monkeypatch.setattr(Waves, "adapt", None)  # nothing is trained
+    found, summary = run(MODEL, FOUR, settings(method="tt-icl"))
+    encoder = PromptEncoder(MODEL.tokenizer)
+    for own, theirs, one in zip(found, usual, FOUR.examples, strict=True):
+        assert own.synthetic == theirs.synthetic and own.text_base == theirs.text_base
+        assert own.adapted and own.losses == [] and own.reason is None and not own.reverted
+        pair = next(pair for pair in own.synthetic if pair["accepted"])
+        call = json.dumps(pair["calls"][0])
+        prompts = [MODEL.tokenizer.decode(row.prefix + row.suffix) for row in rows]
+        with_pair = [text for text in prompts if text.count(pair["query"]) and call in text and one.query in text]
+        assert len(with_pair) == 1 and with_pair[0].index(call) < with_pair[0].index(one.query)
+        [row] = [row for row, text in zip(rows, prompts, strict=True) if text == with_pair[0]]
+        assert row.prefix == encoder.prefix(one), "the base's cache of the prefix serves this prompt too"
+    assert any(own.text_adapted != own.text_base for own in found) and summary["adapted"] == 4
+
+
+def test_the_answer_with_shown_pairs_is_that_of_the_whole_prompt():
+    """The prefix's cache and padding change nothing: the same prompt, as an input of its own, gives the same answer."""
+    found = run(MODEL, FOUR, settings(method="tt-icl")).records
+    for record, one in zip(found, FOUR.examples, strict=True):
+        pair = next(pair for pair in record.synthetic if pair["accepted"])
+        call = json.dumps(pair["calls"][0])
+        turns = ({"role": "user", "content": pair["query"]}, {"role": "assistant", "content": call}, *one.messages)
+        [whole] = run(MODEL, task_of(replace(one, messages=turns)), settings(method="base")).records
+        assert (whole.text_base, whole.pick) == (record.text_adapted, record.pick)
+
+
+def test_few_programs_for_longer_prompts(usual):
+    run(MODEL, FOUR, settings(method="tt-icl"))
+    before = score_wave._cache_size()
+    run(MODEL, FOUR, settings(method="tt-icl", seed=3))
+    assert score_wave._cache_size() <= before + 1  # another bucket of lengths
+
+
+def test_several_pairs_are_shown_in_their_order():
+    config = settings(method="tt-icl", **synthesis(k=2, temperature=1.5))
+    found = run(MODEL, TASK, config).records
+    two = [record for record in found if sum(pair["accepted"] for pair in record.synthetic) == 2]
+    assert two and all(record.adapted for record in two)
+    texts = answer_messages(EXAMPLES[0], shown=[("a", ()), ("b", ())])
+    assert [turn["content"] for turn in texts] == ["a", "[]", "b", "[]", EXAMPLES[0].query]
+
+
+# Labelled examples.
+
+SHELF = tuple(
+    example(f"train-{i}", query, tools, gold)
+    for i, (query, tools, gold) in enumerate([
+        ("Please greet Al loudly", (ADD, GREET), (GoldCall("greet", {"name": ("Al",), "loud": (True,)}),)),
+        ("What is 8 and 9?", (ADD,), (GoldCall("add", {"a": (8,), "b": (9,)}),)),
+        ("Please greet Bo", (ADD, GREET), (GoldCall("greet", {"name": ("nobody",)}),)),  # an input's own request
+        ("Nothing to call", (ADD,), ()),
+    ])
+)  # fmt: skip
+
+
+@pytest.fixture
+def shelf(tmp_path):
+    path = tmp_path / "train.jsonl"
+    path.write_text("\n".join(map(as_line, SHELF)))
+    return str(path)
+
+
+def as_line(one) -> str:
+    calls = [{"name": call.name, "arguments": {k: v[0] for k, v in call.arguments.items()}} for call in one.gold]
+    tools = [{"name": t.name, "description": t.description, "parameters": t.parameters} for t in one.tools]
+    return json.dumps({"id": one.id, "query": one.query, "tools": tools, "calls": calls})
+
+
+@pytest.mark.parametrize("choose", ["nearest", "random"])
+def test_labelled_examples_are_shown_to_every_input(shelf, choose):
+    config = settings(method="icl", gate=replace(settings().gate, tau=0.0), **synthesis(file=shelf, choose=choose, k=2))
+    found = run(MODEL, TASK, config).records
+    origins = {record.id: [pair["origin"] for pair in record.synthetic if pair["accepted"]] for record in found}
+    assert all(record.adapted for record in found)
+    assert all(len(own) == 2 for own in origins.values())
+    if choose == "nearest":
+        assert origins["two"][0] == "train-0" and origins["one"][0] == "train-1"
+    assert "train-2" not in origins["two"], "an input's own request, whatever its label, is not shown"
+    assert not any("train-3" in own for own in origins.values()), "only those with one right call"
+
+
+def test_training_on_the_nearest_examples(shelf):
+    found = run(MODEL, task_of(EXAMPLES[1]), settings(**synthesis(source="training", file=shelf))).records
+    assert found[0].adapted and found[0].synthetic[0]["origin"] == "train-0" and len(found[0].losses) == 3
+
+
+# Pairs that were recorded.
+
+
+def test_a_run_only_writes_pairs_and_another_learns_from_them(tmp_path, usual):
+    written = run(MODEL, FOUR, settings(method="pairs"), out=tmp_path / "written")
+    assert written.summary["adapted"] == 0 and written.summary["synthetic_accepted"] == 4
+    for own, theirs in zip(written.records, usual, strict=True):
+        assert own.synthetic == theirs.synthetic and own.calls == theirs.base_calls and own.reason is None
+    source = synthesis(source="recorded", file=str(tmp_path / "written"))
+    learned = run(MODEL, FOUR, settings(method="tt-d", **source), out=tmp_path / "learned").records
+    for own, theirs in zip(learned, usual, strict=True):
+        np.testing.assert_allclose(own.losses, theirs.losses, rtol=1e-5)
+        assert own.calls == theirs.calls
+    assert list(read_records(tmp_path / "learned/records.jsonl")[0].values()) == learned
+
+
+def test_pairs_from_a_file(tmp_path):
+    lines = [
+        {"id": "two", "query": "Greet Di", "calls": [{"name": "greet", "arguments": {"name": "Di"}}]},
+        {"id": "two", "query": "Greet Ed", "calls": [{"name": "greet", "arguments": {"name": "Ed"}}]},
+        {"id": "four", "query": "Hi", "calls": [{"name": "wave", "arguments": {}}]},
+    ]
+    file = tmp_path / "pairs.jsonl"
+    file.write_text("\n".join(map(json.dumps, lines)))
+    config = settings(**synthesis(source="recorded", file=str(file), k=2))
+    found = untimed(run(MODEL, FOUR, config).records)
+    assert [pair["query"] for pair in found["two"].synthetic] == ["Greet Di", "Greet Ed"] and found["two"].adapted
+    assert found["three"].reason == "no further pair is recorded" and not found["three"].adapted
+    assert found["four"].synthetic[0]["check"] == "schema"
+    file.write_text('{"id": "two", "query": "Hi", "calls": []}\n{"id": "two"}\n')
+    with pytest.raises(InputError, match=r"pairs.jsonl:2: a pair is an object with 'id', 'query' and 'calls'"):
+        run(MODEL, FOUR, config)
+
+
+# Settings that contradict each other.
+
+
+@pytest.mark.parametrize(
+    ("method", "changes", "message"),
+    [
+        ("tt-si", {"source": "teacher"}, "source is teacher; with --method tt-si it must be self or recorded or train"),
+        ("tt-d", {"source": "self"}, "source is self; with --method tt-d it must be teacher or recorded"),
+        ("icl", {}, "--synthesis.source training needs --synthesis.file"),
+        ("tt-si", {"file": "x"}, "--synthesis.source self takes no --synthesis.file"),
+        ("tt-d", {"source": "recorded", "file": "nowhere"}, "nowhere"),
+        ("tt-d", {}, "a teacher needs --teacher.url"),
+    ],
+)
+def test_methods_and_sources_must_agree(method, changes, message):
+    with pytest.raises(InputError, match=message):
+        run(MODEL, FOUR, settings(method=method, **synthesis(**changes)))
+
+
+# What runs have in common.
+
+
+def test_runs_that_share_parts_keep_the_records_that_they_would_have_alone(monkeypatch):
+    base = settings()
+    cells = [
+        base,
+        replace(base, adapt=replace(base.adapt, lr=1e-2, epochs=1)),
+        replace(base, gate=replace(base.gate, tau=0.3)),
+        replace(base, method="base"),
+        replace(base, method="tt-icl"),
+        replace(base, seed=1),
+        replace(base, answer=replace(base.answer, value_tokens=3)),
+        replace(base, synthesis=replace(base.synthesis, k=2)),
+    ]
+    alone = [untimed(run(MODEL, TASK, cell).records) for cell in cells]
+    shared, read, score = Shared.between_runs(), [], Waves.score
+
+    def noted(self, rows, *rest):
+        read.extend(rows)
+        return score(self, rows, *rest)
+
+    monkeypatch.setattr(Waves, "score", noted)
+    together, counts = [], []
+    for cell in cells:
+        before = len(read)
+        records = run(MODEL, TASK, cell, shared=shared).records
+        counts.append(len(read) - before)
+        together.append(untimed(records))
+        stages = {"score", "answer"} if cell.method == "base" else {"score"}
+        assert all(stages <= record.seconds.keys() for record in records)
+    assert together == alone
+    shown = sum(record.adapted for record in alone[4].values())
+    assert counts[1] == counts[2] == counts[3] == 0 and counts[4] >= shown
+    assert 0 < counts[5] < counts[0], "another seed writes other pairs, after the same scores"
+    assert counts[6] == counts[0], "other answers share nothing"

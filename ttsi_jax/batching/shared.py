@@ -1,0 +1,94 @@
+"""Parts of the algorithm that runs have in common, gone through once.
+
+Runs of one process that differ only in what comes later (tau, rate, epochs, method, …) score the same prompts, decode
+the same base answers and write the same pairs. `Shared` keeps what a part came to, under all that decides it: the
+model, the settings that the part reads, the input's tokens and the shapes that it is padded to. So a run's records are
+the same with it as without; the seconds of a part are those that it took the first time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Hashable
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
+
+from ttsi_jax.batching.inputs import Draft
+from ttsi_jax.batching.waves import Pair
+from ttsi_jax.checkpoints import LanguageModel
+from ttsi_jax.config import RunConfig
+from ttsi_jax.runs.record import strict_json
+
+
+class _Kept(NamedTuple):
+    """What a part returned, and what it changed in the draft."""
+
+    value: Any
+    fields: dict[str, Any]  # of the record
+    seconds: dict[str, float]
+    tokens: dict[str, int]
+    pairs: list[Pair]
+    held_out: Pair | None
+    shown: list[Any]
+
+
+@dataclass(frozen=True)
+class Shared:
+    """What was kept so far, and the settings that each part is known by; an empty one keeps nothing.
+
+    Attributes:
+        kept: by part, settings and input; None keeps nothing.
+        keys: of each part, what else decides it than the input.
+    """
+
+    kept: dict[Hashable, _Kept] | None = None
+    keys: tuple[tuple[str, str], ...] = ()
+
+    @staticmethod
+    def between_runs() -> Shared:
+        """For the runs of one process."""
+        return Shared({})
+
+    def of(self, config: RunConfig, model: LanguageModel, n_decoded: int, extras: tuple[str, ...]) -> Shared:
+        """The same, for a run with these settings."""
+        weights = (model.name, model.checksum, str(model.params["embed"].dtype))
+        start = config.adapt.start and (config.adapt.start, config.adapt.scope, repr(config.adapt.lora))
+        sampled = config.seed if config.answer.samples else None
+        base = (*weights, start, config.wave, n_decoded, repr(config.answer), config.gate.score, sampled)
+        shows = config.method in ("tt-icl", "icl")
+        samples = config.adapt.samples if "samples" in extras else None
+        pairs = (
+            *base,
+            config.seed,
+            config.source,
+            repr(config.synthesis),
+            repr(config.teacher),
+            extras,
+            samples,
+            shows,
+        )
+        return replace(self, keys=(("base", strict_json(base)), ("pairs", strict_json(pairs))))
+
+    def once(
+        self, part: str, draft: Draft, steps: Callable[[Draft], Generator[Any, Any, Any]]
+    ) -> Generator[Any, Any, Any]:
+        """Goes through a part, or takes what it came to in another run; what it returns."""
+        if self.kept is None:
+            return (yield from steps(draft))
+        prompts = draft.prefix, draft.opened, draft.request, tuple(draft.names)
+        key = (part, dict(self.keys)[part], draft.example.id, draft.shape, *prompts)
+        if key not in self.kept:
+            before = draft.record
+            value = yield from steps(draft)
+            changed = {name: new for name, new in vars(draft.record).items() if new != getattr(before, name)}
+            seconds, tokens = (_new(changed.pop(name, {}), getattr(before, name)) for name in ("seconds", "tokens"))
+            self.kept[key] = _Kept(value, changed, seconds, tokens, draft.pairs, draft.held_out, draft.shown)
+            return value
+        kept = self.kept[key]
+        seconds, tokens = {**draft.record.seconds, **kept.seconds}, {**draft.record.tokens, **kept.tokens}
+        draft.note(**kept.fields, seconds=seconds, tokens=tokens)
+        draft.pairs, draft.held_out, draft.shown = list(kept.pairs), kept.held_out, list(kept.shown)
+        return kept.value
+
+
+def _new(figures: dict[str, Any], before: dict[str, Any]) -> dict[str, Any]:
+    return {stage: figure for stage, figure in figures.items() if stage not in before}

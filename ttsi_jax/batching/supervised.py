@@ -1,0 +1,164 @@
+"""Supervised fine-tuning: ONE adapter for all labelled examples, by the rules and losses of test-time training.
+
+A step takes a wave of examples at once: the loss is the mean of theirs, and the rule sees it as one example's. What
+comes out is a PEFT adapter, which a run starts from (`--adapt.start`), and a list of what it was trained on, by which a
+run knows the inputs whose labels it has seen.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from ttsi_jax.adaptation import AdaptConfig, bind_forward, training_chunk
+from ttsi_jax.answering import call_ids
+from ttsi_jax.batching.waves import Ids, Pair, Row, Shape, Waves, bucket, training_shape
+from ttsi_jax.checkpoints import LanguageModel
+from ttsi_jax.checkpoints.peft import save_peft
+from ttsi_jax.errors import InputError
+from ttsi_jax.model.cache import Cache
+from ttsi_jax.model.config import DecoderConfig
+from ttsi_jax.model.decoder import Params
+from ttsi_jax.model.lora import Adapter, init_adapter
+from ttsi_jax.rules.interface import Batch, Forward, Loss, LossFn, RuleStep, State, UpdateRule, needed
+from ttsi_jax.runs.scores import first_values
+from ttsi_jax.synthesis.training import SEEN
+from ttsi_jax.tasks import Call, Example
+from ttsi_jax.tasks.faults import fingerprint
+from ttsi_jax.tasks.prompts import PromptEncoder, answer_messages
+
+SMALLEST = 64  # bucket of training sequences
+
+
+class Trained(NamedTuple):
+    """One adapter, and how it came about."""
+
+    adapter: Adapter
+    losses: list[float]  # before each step, the mean of its examples'
+    used: list[Example]  # that it was trained on
+
+
+def fine_tune(
+    model: LanguageModel,
+    examples: Sequence[Example],
+    config: AdaptConfig,
+    rule: UpdateRule,
+    loss: Loss,
+    *,
+    wave: int,
+    seed: int,
+    progress: Callable[[str, int, int], None] = lambda stage, done, known: None,
+) -> Trained:
+    """Trains one adapter on the examples with one right call that fit the model's context.
+
+    `config.epochs` passes over all of them in random order, `wave` examples a step.
+
+    Raises:
+        InputError: there is no such example, or the loss needs more than a label.
+    """
+    if needed(loss):
+        raise InputError(f"--adapt.loss {config.loss} needs {', '.join(needed(loss))}, which labels do not give")
+    encoder, lora = PromptEncoder(model.tokenizer), config.lora
+    found = [(one, own) for one in examples if (own := _sequence(one, encoder, model)) is not None]
+    if not found:
+        raise InputError("no example with one right call fits the model's context: there is nothing to train on")
+    waves, whole = _Waves(model, wave, 1), config.scope == "all"
+    n_prefix = bucket(max(len(prefix) for _, (prefix, _) in found), SMALLEST)
+    n_batches = -(-len(found) // wave)
+    key, rng = jax.random.key(seed), np.random.default_rng(seed)
+    adapter = init_adapter(key, model.config, lora)
+    state, losses = rule.init(adapter, jnp.int32(config.epochs * n_batches)), list[float]()
+    for epoch in range(config.epochs):
+        order = rng.permutation(len(found))
+        for number in range(n_batches):
+            chosen = [found[index][1] for index in order[number * wave : (number + 1) * wave]]
+            batch, past, sizes = waves.training(chosen, n_prefix, whole)
+            chunk, remat = training_chunk(model.config, config, wave, *sizes)
+            adapter, state, own = _step(
+                model.config, model.params, rule.step, loss, adapter, state, batch, jnp.arange(wave) < len(chosen),
+                jax.random.fold_in(key, len(losses) + 1), past, scale=lora.scale, chunk=chunk, remat=remat,
+            )  # fmt: skip
+            losses.append(float(own))
+            progress(f"epoch {epoch + 1}", number + 1, n_batches)
+    return Trained(adapter, losses, [one for one, _ in found])
+
+
+def save(trained: Trained, out: Path, model: LanguageModel, config: AdaptConfig) -> None:
+    """Writes what `--adapt.start` takes, with the losses and what it was trained on."""
+    lora = config.lora
+    save_peft(out, trained.adapter, model.config, rank=lora.rank, alpha=lora.scale * lora.rank, base=model.name)
+    seen = {"fingerprints": sorted({fingerprint(one) for one in trained.used}), "losses": trained.losses}
+    (out / SEEN).write_text(json.dumps(seen) + "\n", encoding="utf-8")
+
+
+def _sequence(example: Example, encoder: PromptEncoder, model: LanguageModel) -> tuple[Ids, Pair] | None:
+    """Prefix and pair of an example with one right call; None where it cannot be trained on."""
+    if example.problem is not None or len(example.gold or ()) != 1 or not example.tools:
+        return None
+    [gold] = example.gold or ()
+    try:
+        prefix = encoder.prefix(example)
+        prompt = encoder.suffix(example, answer_messages(example), prefix)
+        answer = call_ids(encoder, Call(gold.name, first_values(gold))) + model.stop_ids[:1]
+    except InputError:
+        return None
+    fits = len(prefix) + len(prompt) + len(answer) <= model.config.context_length
+    return (prefix, Pair(prompt, answer)) if fits else None
+
+
+class _Waves(Waves):
+    def training(
+        self, chosen: Sequence[tuple[Ids, Pair]], n_prefix: int, whole: bool
+    ) -> tuple[Batch, tuple[Cache, ...], tuple[int, int, int]]:
+        """A wave's batch, the caches before it, and its sizes: tokens, cached tokens, trained tokens."""
+        prefixes, pairs = [prefix for prefix, _ in chosen], [pair for _, pair in chosen]
+        shape = Shape(n_prefix, SMALLEST, 1, 1)
+        n_tokens, n_answer = training_shape(shape, [[pair] for pair in pairs])
+        batch = self._batch(prefixes, pairs, n_tokens + n_prefix * whole, n_answer, whole)
+        rows = [Row(prefix, (), 0, jax.random.key(0), shape) for prefix in prefixes]
+        past = () if whole else (self._prefix_caches(rows),)
+        return batch, past, (n_tokens + n_prefix * whole, n_prefix * (not whole), n_answer)
+
+
+@partial(
+    jax.jit, static_argnames=("config", "rule_step", "loss", "scale", "chunk", "remat"), donate_argnames=("adapter",)
+)
+def _step(
+    config: DecoderConfig,
+    params: Params,
+    rule_step: RuleStep,
+    loss: Loss,
+    adapter: Adapter,
+    state: State,
+    batch: Batch,
+    present: Array,
+    key: Array,
+    past: tuple[Cache, ...],
+    *,
+    scale: float,
+    chunk: int,
+    remat: bool,
+) -> tuple[Adapter, State, Array]:
+    """One step on the rows of a batch (leading axis E) that are `present` [E]; the loss is their mean."""
+
+    def mean(forward: Forward, adapter: Adapter, batch: Batch, key: Array) -> tuple[Array, dict[str, Array]]:
+        @jax.checkpoint
+        def one(row: tuple[Any, ...]) -> Array:
+            own, own_past, own_key = row
+            return loss(bind_forward(config, params, own_past, None, scale, remat), adapter, own, own_key)[0]
+
+        rows = (batch, past, jax.random.split(key, present.shape[0]))
+        losses = jax.lax.map(one, rows, batch_size=chunk)
+        return jnp.sum(jnp.where(present, losses, 0.0)) / jnp.sum(present), {}
+
+    loss_fn = LossFn(mean, bind_forward(config, params, (), None, scale, remat))
+    adapter, state, metrics = rule_step(loss_fn, adapter, state, batch, key)
+    return adapter, state, metrics["loss"]

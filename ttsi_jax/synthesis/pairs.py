@@ -1,0 +1,96 @@
+# pyright: strict, reportUnknownMemberType=false, reportUnknownVariableType=false
+# pyright: reportUnknownArgumentType=false, reportUnknownLambdaType=false
+"""What a synthetic pair is, and who may write one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal, NamedTuple
+
+from ttsi_jax.tasks import Call, Example, Tool
+from ttsi_jax.tasks.prompts import with_tools
+
+
+@dataclass(frozen=True)
+class SynthesisConfig:
+    """Settings of data synthesis.
+
+    Attributes:
+        k: pairs wanted per input (paper: 1).
+        source: who writes them: `self` (the model), `teacher` (see --teacher), `recorded` (they are those that a run
+          kept, or lie in a file), `training` (they are labelled examples). `auto`: `teacher` for tt-d, `training` for
+          icl, else `self`.
+        file: for `recorded` a run's directory, or a .jsonl file with `id`, `query` and `calls` a line; for `training` a
+          task name or file.
+        choose: examples of a training file: the `nearest` ones in words (BM25), or `random` ones.
+        form: what the model writes: `pair`, `request`, or `auto`: `request` where answers have the form `keys`, else
+          `pair`. Or `package.module:object`: a `Synthesizer`, or a function of an example and the number of the attempt
+          (from 0) to a `Synthetic`, which may take its pairs from anywhere.
+        tries: attempts per wanted pair before an input keeps its base answer.
+        temperature: of sampling.
+        top_p: of sampling.
+        max_tokens: most tokens of a request (form `request`).
+        checks: what a pair must pass to be learned from, by name: `schema`, `copy`, `grounded`, `round-trip`,
+          `agreement` (see docs/quality.md).
+        labels: sampled answers to a pair's request, for the check `agreement`.
+        held_out: write one more pair, which is not trained on; its loss before and after is recorded as evidence.
+    """
+
+    k: int = 1
+    source: Literal["auto", "self", "teacher", "recorded", "training"] = "auto"
+    file: str | None = None
+    choose: Literal["nearest", "random"] = "nearest"
+    form: str = "auto"
+    tries: int = 3
+    temperature: float = 0.7
+    top_p: float = 0.95
+    max_tokens: int = 64
+    checks: tuple[str, ...] = ("schema", "copy")
+    labels: int = 4
+    held_out: bool = False
+
+
+class Synthetic(NamedTuple):
+    """One written pair; `reason` says why it was dropped, `check` which check did (None: it was of no use before)."""
+
+    query: str
+    calls: tuple[Call, ...]  # none: the model labels the request, with its own answer to it
+    reason: str | None = None
+    check: str | None = None
+    last: bool = False  # whether another attempt is of no use
+    tools: tuple[Tool, ...] = ()  # the functions that it is about, where they are not the input's
+    origin: str | None = None  # the id of the labelled example that it is
+    usage: Mapping[str, float] | None = None  # what a teacher counted, see `ttsi_jax.synthesis.teacher`
+
+    def record(self) -> dict[str, Any]:
+        """The pair as it stands in a run's records."""
+        calls, accepted = [asdict(call) for call in self.calls], self.reason is None
+        kept = {"query": self.query, "calls": calls, "accepted": accepted, "reason": self.reason, "check": self.check}
+        others = {"origin": self.origin, "usage": self.usage and dict(self.usage)}
+        return kept | {name: value for name, value in others.items() if value is not None}
+
+    def asked(self) -> str:
+        """The request as the model is shown it."""
+        return with_tools(self.query, self.tools)
+
+
+class Synthesizer(NamedTuple):
+    """How the model writes one pair for one input; the library writes those of a wave together.
+
+    Attributes:
+        prompt: example -> (the user's turn that asks for it, in which `{query}` is the input's request and other braces
+            are doubled; how the model's reply begins).
+        read: what the model went on to write -> the pair, with the reason where it is of no use.
+        line: whether a line break ends the reply; it may then have `synthesis.max_tokens` tokens, else
+            `answer.max_tokens`.
+        schema: the JSON schema of the reply for a tool list, which it is written under where answers are guided.
+    """
+
+    prompt: Callable[[Example], tuple[str, str]]
+    read: Callable[[str], Synthetic]
+    line: bool = False
+    schema: Callable[[Sequence[Tool]], dict[str, Any]] | None = None
+
+
+PairSource = Synthesizer | Callable[[Example, int], Synthetic]
