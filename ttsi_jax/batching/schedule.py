@@ -83,14 +83,10 @@ class Schedule:
 
     def _wave(self, waiting: Iterator[Steps]) -> bool:
         """Does what most is to be gained from; False when nothing is left."""
-        size = self.size
-        training = max(self.adapts.values(), key=len, default=[])
-        rescores = max(self.rescores.values(), key=len, default=[])
-        longer = [lanes for pair in self.longer.values() for lanes in pair]
-        last = [lanes for lanes in (*self.adapted, *longer) if lanes.load]
+        size, training, rescores = self.size, _fullest(self.adapts), _fullest(self.rescores)
         if len(training) >= size:
             self._do_some(self._adapt, training)
-        elif full := [lanes for lanes in (*last, *self.base) if lanes.load >= size]:
+        elif full := [lanes for lanes in (*self._last_lanes(), *self.base) if lanes.load >= size]:
             self._decode(full[0], to_the_end=False)
         elif len(rescores) >= size:
             self._do_some(self._score, rescores)
@@ -98,22 +94,31 @@ class Schedule:
             self._do_some(self._ask, self.asks)
         elif self._gather_scores(waiting) >= size:
             self._do_some(self._score, self.scores)
-        # No full wave is left: what may lead to more work goes first.
-        elif base := [lanes for lanes in self.base if lanes.load]:
+        else:
+            return self._part_of_a_wave()
+        return True
+
+    def _part_of_a_wave(self) -> bool:
+        """The same where no full wave is left: what may lead to more work goes first."""
+        if base := [lanes for lanes in self.base if lanes.load]:
             self._decode(base[0], to_the_end=True)
         elif self.scores:
             self._do_some(self._score, self.scores)
         elif self.asks:
             self._do_some(self._ask, self.asks)
-        elif rescores:
+        elif rescores := _fullest(self.rescores):
             self._do_some(self._score, rescores)
-        elif training:
+        elif training := _fullest(self.adapts):
             self._do_some(self._adapt, training)
-        elif last:
+        elif last := [lanes for lanes in self._last_lanes() if lanes.load]:
             self._decode(last[0], to_the_end=True)
         else:
             return False
         return True
+
+    def _last_lanes(self) -> list[Lanes | GuidedLanes]:
+        """Those of final answers."""
+        return [*self.adapted, *(lanes for pair in self.longer.values() for lanes in pair)]
 
     def _gather_scores(self, waiting: Iterator[Steps]) -> int:
         """Starts new inputs until a wave of prompts is together; the number of prompts."""
@@ -169,3 +174,7 @@ class Schedule:
             self.said[id(steps)][place] = own
             if None not in self.said[id(steps)]:
                 self._go_on(steps, self.said.pop(id(steps)))
+
+
+def _fullest(waiting: dict[Hashable, list[Any]]) -> list[Any]:
+    return max(waiting.values(), key=len, default=[])

@@ -101,9 +101,9 @@ def save(trained: Trained, out: Path, model: LanguageModel, config: AdaptConfig)
 
 def _sequence(example: Example, encoder: PromptEncoder, model: LanguageModel) -> tuple[Ids, Pair] | None:
     """Prefix and pair of an example with one right call; None where it cannot be trained on."""
-    if example.problem is not None or len(example.gold or ()) != 1 or not example.tools:
+    if example.problem is not None or not example.gold or len(example.gold) > 1 or not example.tools:
         return None
-    [gold] = example.gold or ()
+    gold = example.gold[0]
     try:
         prefix = encoder.prefix(example)
         prompt = encoder.suffix(example, answer_messages(example), prefix)
