@@ -81,7 +81,8 @@ class Shared:
             value = yield from steps(draft)
             changed = {name: new for name, new in vars(draft.record).items() if new != getattr(before, name)}
             seconds, tokens = (_new(changed.pop(name, {}), getattr(before, name)) for name in ("seconds", "tokens"))
-            self.kept[key] = _Kept(value, changed, seconds, tokens, draft.pairs, draft.held_out, draft.shown)
+            found = list(draft.pairs), draft.held_out, list(draft.shown)  # the draft's own lists grow
+            self.kept[key] = _Kept(value, changed, seconds, tokens, *found)
             return value
         kept = self.kept[key]
         seconds, tokens = {**draft.record.seconds, **kept.seconds}, {**draft.record.tokens, **kept.tokens}
