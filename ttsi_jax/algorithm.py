@@ -7,9 +7,8 @@ result. `ttsi_jax.batching.schedule` runs it for many inputs at once, a wave at 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Generator
 from dataclasses import replace
-from typing import Any
+from functools import partial
 
 import jax
 import numpy as np
@@ -17,7 +16,7 @@ import numpy as np
 from ttsi_jax.answering import KEYS, LINE, TEXT, Answerer, Slot, call_ids, read_calls
 from ttsi_jax.batching.inputs import ADAPTATION, ANSWER, CHECKING, SAMPLES, SYNTHESIS, Draft
 from ttsi_jax.batching.lanes import GREEDY, Prompt, Said, Work
-from ttsi_jax.batching.schedule import Adapt, Decode, Score, Steps
+from ttsi_jax.batching.schedule import Adapt, Decode, Learned, Score, Steps, Together, Wanting
 from ttsi_jax.batching.waves import Ids, Pair, Row
 from ttsi_jax.checkpoints import LanguageModel
 from ttsi_jax.config import Parts, RunConfig
@@ -26,7 +25,11 @@ from ttsi_jax.guided.masks import Grammars, Guide
 from ttsi_jax.model.generation import Sampling
 from ttsi_jax.model.lora import Adapter
 from ttsi_jax.quality.accept import gather, revert_reason
-from ttsi_jax.quality.checks import ASKING, Evidence, examine
+from ttsi_jax.quality.agreement import same
+from ttsi_jax.quality.asking import best_first, certainty_of_call
+from ttsi_jax.quality.checks import ASKING, Evidence, examine, examine_again
+from ttsi_jax.quality.confidence import CallEstimator
+from ttsi_jax.quality.thresholds import NONE
 from ttsi_jax.rules.extras import corrupted, reward
 from ttsi_jax.rules.interface import needed
 from ttsi_jax.runs.record import Record
@@ -34,11 +37,10 @@ from ttsi_jax.runs.scores import plain
 from ttsi_jax.synthesis import Synthesizer, Synthetic
 from ttsi_jax.tasks import Tool
 from ttsi_jax.tasks.prompts import OPENING, PromptEncoder, answer_messages
-from ttsi_jax.uncertainty import gate_wave
+from ttsi_jax.uncertainty import gate_wave, margin
 
 NOT_FINITE = "a score is not finite"
 EXPLODED = 1e3  # times the first loss, or times 1 where that is smaller
-Wanting = Generator[Score | Decode | Adapt, Any, Any]  # a part of the algorithm; what it returns is told beside it
 
 
 class Algorithm:
@@ -53,19 +55,19 @@ class Algorithm:
         self.n_decoded = max(config.answer.max_tokens, config.synthesis.max_tokens)
         self.reached: Counter[str] = Counter()  # inputs, by stage
         self.done: Counter[str] = Counter()
+        self.tau = NONE if config.gate.tau == "auto" else config.gate.tau  # the loop chooses one
         self.warm: tuple[str, Adapter] | None = None  # where nothing is reset: the last input that adapted, its adapter
 
     def improve(self, draft: Draft) -> Steps:
         """From the input's prompt to its record."""
-        scores, prompt = yield from self.read(draft, "score", self.answer_row(draft))
-        self.gate(draft, scores)
-        adapts = self.adapts(draft.record)
-        self.done["score"] += 1
-        # The base's answer to an input that adapts is a measurement, and timed apart.
-        stage = "base_answer" if adapts else "answer"
         try:
-            tool = draft.tool(draft.record.pick_base)
-            text, _ = yield from self.fill_in(self.parts.answerer, draft, prompt, tool, stage)
+            prompt, text = yield from self.gate(draft)
+            adapts = self.adapts(draft.record)
+            self.done["score"] += 1
+            if text is None:
+                # The base's answer to an input that adapts is a measurement, and timed apart.
+                tool, stage = draft.tool(draft.record.pick_base), "base_answer" if adapts else "answer"
+                text, _ = yield from self.fill_in(self.parts.answerer, draft, prompt, tool, stage)
         except InputError as error:
             return replace(draft.record, error=str(error))
         draft.note(text_base=text, base_calls=plain(read_calls(text)))
@@ -73,9 +75,18 @@ class Algorithm:
             yield from self.adapt_and_answer(draft)
         return draft.finished()
 
+    def gauge(self, draft: Draft) -> Steps:
+        """How certain the model is of an input, and no more: what tau is chosen by."""
+        try:
+            yield from self.gate(draft)
+        except InputError:
+            pass  # `improve` will say so
+        self.done["gauge"] += 1
+        return draft.record
+
     def read(self, draft: Draft, stage: str, row: Row) -> Wanting:
         """The candidates' scores [N] after a row's prompt, and the prompt for decoding."""
-        log_likelihoods, prompt = yield Score(draft, stage, row)
+        log_likelihoods, prompt = yield Score(draft, stage, row, draft.names)
         draft.count(stage, len(row.prefix) + len(row.suffix))
         return self.scores(draft, log_likelihoods), prompt
 
@@ -107,23 +118,33 @@ class Algorithm:
 
     # H
 
-    def gate(self, draft: Draft, scores: np.ndarray) -> None:
-        """Notes the candidates' probabilities and the certainty that follows."""
-        probabilities, certainty = self.certainty(draft, scores)
+    def gate(self, draft: Draft) -> Wanting:
+        """Notes the candidates' probabilities and the certainty; the prompt to decode from, and the base's answer where
+        the certainty is one of the whole answer (else None). Raises what `guide` does."""
+        scores, prompt = yield from self.read(draft, "score", self.answer_row(draft))
+        (probabilities, certainty), text = self.certainty(draft, scores), None
+        if isinstance(self.parts.estimator, CallEstimator):
+            tool = draft.tool(draft.best(scores))
+            text, _ = yield from self.fill_in(self.parts.answerer, draft, prompt, tool, "score")
+            samples = partial(self.sample, self.parts.answerer, draft, prompt, tool, self.config.gate.samples, "score")
+            ask = certainty_of_call(self.parts.estimator, draft, certainty, read_calls(text), self.encoder, samples)
+            certainty = yield from ask
         draft.note(
             log_likelihoods=scores.tolist(),
             probabilities=probabilities,
             uncertainty=certainty,
-            uncertain=certainty < self.config.gate.tau,
+            uncertain=certainty < self.tau,
             pick_base=draft.best(scores),
             reason=None if np.isfinite(certainty) else "the certainty is not a number",
         )
+        return prompt, text
 
     def certainty(self, draft: Draft, scores: np.ndarray) -> tuple[list[float], float]:
-        """The candidates' probabilities, and how certain they are."""
+        """The candidates' probabilities, and how certain they are: by the margin, where the estimator wants a call."""
         padded, n = np.zeros((1, draft.shape.candidates), np.float32), len(scores)
         padded[0, :n] = scores
-        gated = gate_wave(self.parts.estimator, padded, np.arange(draft.shape.candidates)[None] < n)
+        estimator = margin if isinstance(self.parts.estimator, CallEstimator) else self.parts.estimator
+        gated = gate_wave(estimator, padded, np.arange(draft.shape.candidates)[None] < n)
         [probabilities], [certainty] = map(np.asarray, gated)
         return probabilities[:n].tolist(), float(certainty)
 
@@ -148,22 +169,34 @@ class Algorithm:
     def synthesize(self, draft: Draft) -> Wanting:
         """Writes pairs until there are enough or the tries are used up; whether there is any."""
         self.reached["synthesize"] += 1
-        n, tries = self.config.synthesis.k + self.config.synthesis.held_out, self.config.synthesis.tries
-        while len(draft.pairs) + bool(draft.held_out) < n and len(draft.record.synthetic) < n * tries:
-            pair = yield from self.write(draft)
-            if not (pair.calls or pair.reason):
-                pair = yield from self.label(draft, pair)
-            pair = self.keep_if_good(draft, (yield from self.examine(draft, pair)))
-            if pair.reason is None and not draft.held_out and "samples" in needed(self.parts.loss):
-                yield from self.sample_answers(draft, pair)
+        settings, n_written = self.config.synthesis, 0
+        n = settings.k + settings.held_out
+        while len(draft.pairs) + bool(draft.held_out) < n and n_written < max(n, settings.candidates) * settings.tries:
+            attempts = range(n_written, n_written + settings.candidates)
+            pairs = yield Together([self.attempt(draft, number) for number in attempts])
+            if len(pairs) > 1:
+                pairs = yield from best_first(draft, pairs, partial(self.training_pair, draft), settings.diversity)
+            for pair in pairs:
+                room = n - len(draft.pairs) - bool(draft.held_out)
+                pair = self.keep_if_good(draft, examine_again(pair, self.evidence(draft), settings.checks, room))
+                if pair.reason is None and not draft.held_out and "samples" in needed(self.parts.loss):
+                    yield from self.sample_answers(draft, pair)
+            n_written += settings.candidates
         if not draft.pairs:
-            draft.note(reason=f"no usable pair in {len(draft.record.synthetic)} tries")
+            draft.note(reason=f"no usable pair in {n_written} tries")
         self.done["synthesize"] += 1
         return bool(draft.pairs)
 
-    def write(self, draft: Draft) -> Wanting:
-        """A pair from the model or from elsewhere; every attempt has its own random numbers."""
-        synthesizer, settings, attempt = self.parts.synthesizer, self.config.synthesis, len(draft.record.synthetic)
+    def attempt(self, draft: Draft, number: int) -> Wanting:
+        """One pair, labelled and checked; every attempt has its own random numbers."""
+        pair = yield from self.write(draft, number)
+        if not (pair.calls or pair.reason):
+            pair = yield from self.label(draft, pair)
+        return (yield from self.examine(draft, pair, number))
+
+    def write(self, draft: Draft, attempt: int) -> Wanting:
+        """A pair from the model or from elsewhere."""
+        synthesizer, settings = self.parts.synthesizer, self.config.synthesis
         if not isinstance(synthesizer, Synthesizer):
             return synthesizer(draft.example, attempt)
         slot = Slot(TEXT, limit=self.config.answer.max_tokens)
@@ -218,18 +251,22 @@ class Algorithm:
             raise InputError("the request is too long")
         return suffix
 
-    def examine(self, draft: Draft, pair: Synthetic) -> Wanting:
-        """The pair, with the reason to drop it where a check finds one. The model answers the pair's request again only
-        where a check asks for that and the others found nothing."""
-        example, checks, synthesizer = draft.example, self.config.synthesis.checks, self.parts.synthesizer
+    def evidence(self, draft: Draft) -> Evidence:
+        """What checks know without asking the model."""
+        synthesizer, example = self.parts.synthesizer, draft.example
         kept = [other["query"] for other in draft.record.synthetic if other["accepted"]]
         told = synthesizer.prompt(example)[0] if isinstance(synthesizer, Synthesizer) else ""
-        evidence = Evidence(example.query, example.tools, kept, told)
+        return Evidence(example.query, example.tools, kept, told)
+
+    def examine(self, draft: Draft, pair: Synthetic, number: int) -> Wanting:
+        """The pair, with the reason to drop it where a check finds one. The model answers the pair's request again only
+        where a check asks for that and the others found nothing."""
+        checks, evidence = self.config.synthesis.checks, self.evidence(draft)
         pair = examine(pair, evidence, [name for name in checks if name not in ASKING])
         asking = [name for name in checks if name in ASKING]
         if pair.reason or not asking:
             return pair
-        purpose, n = (CHECKING, len(draft.record.synthetic)), self.config.synthesis.labels * ("agreement" in asking)
+        purpose, n = (CHECKING, number), self.config.synthesis.labels * ("agreement" in asking)
         try:
             text, _, samples = yield from self.reply(draft, pair, self.parts.answerer, *purpose, n_samples=n)
         except InputError as error:
@@ -278,12 +315,14 @@ class Algorithm:
         for text in (yield from self.sample(answerer, draft, prompt, tool, self.config.adapt.samples)):
             self.add_sample(draft, pair, text)
 
-    def sample(self, answerer: Answerer, draft: Draft, prompt: Prompt, tool: Tool, n: int) -> Wanting:
+    def sample(
+        self, answerer: Answerer, draft: Draft, prompt: Prompt, tool: Tool, n: int, stage: str = "synthesize"
+    ) -> Wanting:
         """Several sampled answers with this tool; empty where a logit was not finite."""
         sampling, texts = Sampling(self.config.synthesis.temperature, self.config.synthesis.top_p), list[str]()
         for number in range(n):
             own = prompt._replace(key=jax.random.fold_in(prompt.key, number))
-            text, _ = yield from self.fill_in(answerer, draft, own, tool, "synthesize", sampling)
+            text, _ = yield from self.fill_in(answerer, draft, own, tool, stage, sampling)
             texts.append(text or "")
         return texts
 
@@ -303,33 +342,38 @@ class Algorithm:
     def adapt_and_answer(self, draft: Draft) -> Wanting:
         """Trains the input's adapter, answers with it, and drops it."""
         self.reached["adapt"] += 1
-        before = self.warm and self.warm[0]
-        losses, scores, prompt, held_out = yield from self.train(draft)
-        pick = draft.best(scores)
-        text, _ = yield from self.fill_in(self.parts.answerer, draft, prompt, draft.tool(pick), "answer")
-        calls, margins = read_calls(text), (draft.record.uncertainty, self.certainty(draft, scores)[1])
-        evidence, rule = gather(held_out, margins, calls, draft.example.tools), self.config.adapt.accept
-        draft.note(adapted=True, losses=losses.tolist(), text_adapted=text, adapted_calls=plain(calls))
-        draft.note(adapted_after=before, evidence=evidence._asdict())
-        if not (np.all(np.isfinite(losses)) and np.all(np.isfinite(scores)) and text is not None):
+        before, settings = self.warm and self.warm[0], self.config.adapt
+        seeds = range(2 if "seeds" in (*settings.accept, *settings.measure) else 1)
+        own, *others = yield Together([self.learn(draft, seed) for seed in seeds])
+        calls, pick = read_calls(own.text), draft.best(own.scores)
+        scores_base = np.array(draft.record.log_likelihoods, np.float32)
+        margins = self.certainty(draft, scores_base)[1], self.certainty(draft, own.scores)[1]
+        agrees = same(calls, read_calls(others[0].text)) if others else None
+        evidence = gather(own.held_out, margins, calls, draft.example.tools, own.kl, agrees)
+        draft.note(adapted=True, losses=own.losses.tolist(), text_adapted=own.text, adapted_calls=plain(calls))
+        draft.note(adapted_after=before, evidence=evidence.record())
+        first, largest = own.losses[0], np.max(own.losses, initial=0)
+        if not (np.all(np.isfinite(own.losses)) and np.all(np.isfinite(own.scores)) and own.text is not None):
             draft.note(reverted=True, reason="training diverged: a loss or a score is not finite")
-        elif np.max(losses, initial=0) > EXPLODED * max(1.0, abs(losses[0])):
-            draft.note(reverted=True, reason=f"training diverged: the loss grew to {np.max(losses):.3g}")
-        elif why := revert_reason(evidence, rule):
+        elif largest > EXPLODED * max(1.0, abs(first)):
+            draft.note(reverted=True, reason=f"training diverged: the loss grew to {largest:.3g}")
+        elif why := revert_reason(evidence, settings.accept):
             draft.note(reverted=True, reason=f"not accepted: {why}")
         else:
             draft.note(pick=pick)
-            if self.config.adapt.reset == "never":  # waves of one, see `check`
-                self.warm = draft.example.id, jax.tree.map(lambda x: x[0], prompt.read.rows.adapters)
+            if settings.reset == "never":  # waves of one, see `check`
+                self.warm = draft.example.id, jax.tree.map(lambda x: x[0], own.prompt.read.rows.adapters)
         self.done["adapt"] += 1
 
-    def train(self, draft: Draft) -> Wanting:
-        """The losses of an input's steps, its candidates' scores with the adapter, the prompt for decoding, and the
-        losses on the held-out pair with the base and the adapter (None: there is none)."""
-        row = self.answer_row(draft)._replace(key=draft.key_for(ADAPTATION))
-        losses, log_likelihoods, prompt, held_out = yield Adapt(draft, "adapt", row)
-        epochs, n_prefix = self.config.adapt.epochs, len(draft.prefix)
-        pairs = [*draft.pairs * epochs, *filter(None, [draft.held_out] * 2)]
-        n_tokens = sum(n_prefix + len(pair.prompt) + len(pair.answer) for pair in pairs)
-        draft.count("adapt", n_tokens + n_prefix + len(row.suffix))
-        return losses[: epochs * len(draft.pairs)], self.scores(draft, log_likelihoods), prompt, held_out
+    def learn(self, draft: Draft, seed: int) -> Wanting:
+        """What one adapter learned and answers; each seed draws its own."""
+        key = draft.key_for(ADAPTATION, *filter(None, [seed]))
+        learned: Learned = yield Adapt(draft, "adapt", self.answer_row(draft)._replace(key=key), seed)
+        steps = [draft.pairs[step % len(draft.pairs)] for step in range(len(learned.losses))]
+        pairs = [*steps, *filter(None, [draft.held_out] * 2)]
+        n_tokens = sum(len(draft.prefix) + len(pair.prompt) + len(pair.answer) for pair in pairs)
+        draft.count("adapt", n_tokens + len(draft.prefix) + len(draft.opened))
+        learned = learned._replace(scores=self.scores(draft, learned.scores))
+        tool = draft.tool(draft.best(learned.scores))
+        text, _ = yield from self.fill_in(self.parts.answerer, draft, learned.prompt, tool, "answer")
+        return learned._replace(text=text)
