@@ -82,7 +82,7 @@ def _run(name: str, run: Run) -> dict[str, Any]:
         Rows(("reason", "count"), reasons),
     )
     gate = run.config.get("gate")
-    tau = gate.get("tau") if isinstance(gate, dict) else None
+    tau = (run.summary or {}).get("tau", gate.get("tau") if isinstance(gate, dict) else None)  # chosen, or given
     return {
         "name": name,
         "finished": run.summary is not None,
