@@ -17,7 +17,7 @@ import tyro
 from rich.console import Console
 
 from ttsi_jax.errors import InputError
-from ttsi_jax.quality.accept import RULES, cases, effect
+from ttsi_jax.quality.accept import CONDITIONS, Evidence, cases, effect, rules
 from ttsi_jax.runs.groups import load_run
 from ttsi_jax.runs.table import plain_table
 from ttsi_jax.tasks import load_task
@@ -45,7 +45,11 @@ def main(argv: list[str] | None = None) -> int:
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    rows = [(", ".join(rule) or "all", *effect(judged, rule)) for rule in ((), *RULES)]
+    # A condition that this run did not measure would revert everything.
+    nothing = {name: condition(Evidence()) for name, condition in CONDITIONS.items()}
+    found = [{name: condition(case.evidence) for name, condition in CONDITIONS.items()} for case in judged]
+    known = [name for name in CONDITIONS if any(own[name] != nothing[name] for own in found)]
+    rows = [(", ".join(rule) or "all", *effect(judged, rule)) for rule in ((), *rules(known))]
     headings = ("rule", "accepted", "fixed", "broke", "spared a break", "lost a fix")
     Console().print(plain_table(headings, rows))
     print(f"{len(judged)} adapted inputs with a label")

@@ -30,7 +30,7 @@ from benchmarking import (
     write_json,
 )
 from bounds import Cost, Costs, Machine, measure_machine
-from ttsi_jax.adaptation import training_chunk
+from ttsi_jax.batching.memory import training_chunk
 from ttsi_jax.batching.waves import training_shape
 from ttsi_jax.errors import InputError
 from ttsi_jax.runs.clock import CompileClock

@@ -107,7 +107,7 @@ def check(form: str, n: int, waves: tuple[int, ...]) -> int:
 
     def compare(name: str, found: Records, exact: bool) -> None:
         nonlocal wrong
-        differs = difference(found, expected, gate.tau)
+        differs = difference(found, expected, float(gate.tau))
         good = differs.identical == n if exact else differs.largest <= TOLERANCE
         good &= differs.discrete == differs.near_ties and found.keys() == expected.keys()
         wrong += not good
@@ -125,7 +125,7 @@ def check(form: str, n: int, waves: tuple[int, ...]) -> int:
         compare(name, in_another_process(form, n, devices), exact=devices == 1)
     for wave in waves:
         compare(f"waves of {wave}", records(form, inputs, wave=wave), exact=False)
-    other = difference(records(form, inputs, seed=1), expected, gate.tau)
+    other = difference(records(form, inputs, seed=1), expected, float(gate.tau))
     wrong += not other.discrete
     print(f"  {'another seed':26} {other.identical:3} records identical, {other.discrete} other decisions")
     return wrong

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from model.tiny import padded, pair, random_ids, row, sequence, stack, tiny_model
-from ttsi_jax.adaptation import AdaptConfig, adapt_wave, init_wave, training_chunk
+from ttsi_jax.adaptation import AdaptConfig, adapt_wave, init_wave
+from ttsi_jax.batching.memory import training_chunk
 from ttsi_jax.model.decoder import forward, logits
 from ttsi_jax.model.lora import LoraConfig
 from ttsi_jax.model.scoring import prefill_wave
@@ -32,14 +33,29 @@ def adapt(
     lr=1e-2, data=None, n_pairs=N_PAIRS, n_steps=N_STEPS, keys=KEYS, select=lambda x: x,
     adapters=None, past=(), **how,
 ):  # fmt: skip
-    """Trains a wave of fresh adapters, or uses up those given; `select` takes some of its rows."""
+    """Trains a wave of fresh adapters, or uses up those given; `select` takes some of its rows. Adapters and losses."""
+    return train(lr, data, n_pairs, n_steps, keys, select, adapters, past, **how)[:2]
+
+
+def train(
+    lr=1e-2, data=None, n_pairs=N_PAIRS, n_steps=N_STEPS, keys=KEYS, select=lambda x: x,
+    adapters=None, past=(), held_out=None, **how,
+):  # fmt: skip
     config, base = tiny_model()
     rule = adamw(lr)
     fresh, states = init_wave(select(keys), config, LORA, rule, select(n_steps))
     wave = (adapters or fresh, states, *map(select, (data or batches(), n_pairs, n_steps, keys, past)))
     how = {"chunk": len(select(n_steps))} | how
     return adapt_wave(
-        config, base, rule.step, answer_cross_entropy, *wave, max_steps=MAX_STEPS, scale=LORA.scale, **how
+        config,
+        base,
+        rule.step,
+        answer_cross_entropy,
+        *wave,
+        held_out=held_out,
+        max_steps=MAX_STEPS,
+        scale=LORA.scale,
+        **how,
     )
 
 
@@ -96,7 +112,7 @@ def test_losses_and_adapters_are_those_of_peft(references, variant, lr):
         optimizer.zero_grad()
         expected.append(loss.item())
 
-    found, losses = adapt_wave(
+    found, losses, _ = adapt_wave(
         ours.config, ours.params, rule.step, answer_cross_entropy, adapters, states,
         stack([stack([pair(*own, 96, 48) for own in pairs])]), N_PAIRS[:1], n_steps, KEYS[:1],
         max_steps=5, scale=LORA.scale, chunk=1,
@@ -194,6 +210,41 @@ def test_scope_suffix_starts_from_the_base():
             np.testing.assert_allclose(losses[e, k], base, rtol=0, atol=1e-4)  # before the first step; rate 0 in it
         assert losses[e, 4] < losses[e, 0] - 0.1
     assert all(change(adapters, e) > 1e-3 for e in range(E))
+
+
+def test_training_stops_when_all_pairs_are_learned():
+    """Each input by itself, with the adapter that it had then, and a new threshold compiles nothing."""
+    adapters, losses, n = train(stop_below=-np.inf)
+    np.testing.assert_array_equal(n, N_STEPS)
+    compiled = adapt_wave._cache_size()
+    # The second input has one pair: it stops where its own loss is low enough for the first time.
+    threshold = float(losses[1, 1:3].mean())
+    stopped, own_losses, own_n = train(stop_below=threshold)
+    at = int(np.argmax(np.asarray(losses[1]) < threshold))
+    assert 0 < at < 3 and own_n[1] == at + 1
+    np.testing.assert_array_equal(own_losses[1, : at + 1], losses[1, : at + 1])
+    assert np.isnan(own_losses[1, at + 1 :]).all()
+    assert change(stopped, 1) < change(adapters, 1)
+    everything, _, taken = train(stop_below=1e9)  # the first input has two pairs, and both must be read
+    np.testing.assert_array_equal(taken, [2, 1, 0, 1])
+    assert change(everything, 1) == change(everything, 3) == 0
+    assert adapt_wave._cache_size() == compiled
+
+
+def test_a_step_that_makes_the_held_out_loss_rise_is_not_taken():
+    """Held out is what is trained on, so nothing stops; or a sequence with other answers, whose loss rises at once."""
+    same = jax.tree.map(lambda x: x[:, 0], batches())
+    _, losses, _ = train(n_pairs=jnp.ones(E, int))
+    _, own, n = train(n_pairs=jnp.ones(E, int), held_out=same)
+    np.testing.assert_array_equal(n, N_STEPS)
+    np.testing.assert_allclose(own, losses, atol=1e-5)
+    config, base = tiny_model()
+    other = same._replace(labels=(same.labels + 7) % 50)
+    adapters, _, n = train(n_pairs=jnp.ones(E, int), held_out=other, lr=1e-1)
+    full, _, _ = train(n_pairs=jnp.ones(E, int), lr=1e-1)
+    assert (np.asarray(n) < N_STEPS).any() and n[2] == 0
+    early = int(np.argmax(np.asarray(n) < N_STEPS))
+    assert change(adapters, early) < change(full, early)
 
 
 def test_nothing_but_shapes_compiles_anew(trained):

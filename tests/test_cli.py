@@ -9,11 +9,14 @@ import sys
 from pathlib import Path
 
 import pytest
+import tyro
 
 import ttsi_jax
 from tiny_runs import EXAMPLES, timeless, write_model
 from ttsi_jax import cli
 from ttsi_jax.cli import main
+from ttsi_jax.cli.arguments import run_of
+from ttsi_jax.config import check
 from ttsi_jax.runs.directory import read_records
 from ttsi_jax.runs.record import to_json
 
@@ -310,3 +313,30 @@ def test_an_error_of_the_system_is_told(model, capsys, monkeypatch):
     assert run(model, "--method", "base", "--out", "run") == 2
     told = "error: run/records.jsonl: No space left on device; finished inputs are in run, and the same command resumes"
     assert told in capsys.readouterr().err
+
+
+def test_a_preset_is_what_other_options_change():
+    from ttsi_jax.quality.presets import PRESETS
+
+    def config(*more):
+        argv = ["run", "--model", "m", "--task", "t", *more]
+        return tyro.cli(run_of(argv), args=argv[1:]).config()
+
+    assert config() == config("--preset", "paper") == PRESETS["paper"] == ttsi_jax.RunConfig()
+    assert config("--preset=recommended") == config("--preset", "recommended") == PRESETS["recommended"]
+    own = config("--synthesis.k", "5", "--preset", "recommended", "--gate.tau", "auto")
+    assert (own.synthesis.k, own.synthesis.candidates, own.gate.tau) == (5, 6, "auto")
+    for preset in PRESETS.values():
+        check(preset)
+
+
+def test_an_unknown_preset(model, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        run(model, "--preset", "best")
+    assert "recommended" in capsys.readouterr().err
+
+
+def test_a_chosen_tau_is_told(model, capsys):
+    assert run(model, "--gate.tau", "auto", "--method", "base", "--out", "auto") == cli.DONE
+    summary = json.loads(Path("auto/summary.json").read_text())
+    assert f"--gate.tau auto: {summary['tau']:.4g}, by distribution" in capsys.readouterr().err

@@ -20,8 +20,9 @@ from jax import Array
 from ttsi_jax.model.cache import Cache, wave_axis
 from ttsi_jax.model.config import DecoderConfig
 from ttsi_jax.model.decoder import Params, Past, Tokens, logits, run_layers
-from ttsi_jax.model.lora import TARGETS, Adapter, LoraConfig, init_adapter, projection_shapes
+from ttsi_jax.model.lora import TARGETS, Adapter, LoraConfig, init_adapter
 from ttsi_jax.rules.interface import Batch, Forward, Loss, LossFn, Outputs, RuleStep, State, UpdateRule
+from ttsi_jax.rules.losses import answer_cross_entropy
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,14 @@ class AdaptConfig:
         reset: `example`: every input starts from theta_0 (the paper). `never`: from the adapter of the input that
           adapted before it, in the task's order, which ties inputs together on purpose; needs wave 1.
         accept: conditions that must all hold for an adapted answer to replace the base's: `sibling` (needs
-          --synthesis.held-out), `valid`, `margin` (see docs/quality.md); by default every adapted answer does.
+          --synthesis.held-out), `valid`, `margin`, `kl`, `seeds` (see docs/quality.md); by default every adapted answer
+          does.
+        measure: evidence to record that costs something and that no accepted condition asks for: `kl`, `seeds`.
+        stop_below: an input's training stops when the loss on all its pairs was below this.
+        stop_rising: it stops before a step after which the loss on the held-out pair would be higher (needs
+          --synthesis.held-out).
+        kl: weight of KL(adapted || theta_0) at the answer's tokens, added to the loss.
+        l2: weight of the squared size of the change of the weights, |a b|^2 of each projection, added to the loss.
         samples: answers that are sampled to each pair's request, for losses that need them.
         save: keep every input's adapter in the run's directory.
         memory: GiB for intermediate values of training; a wave trains in chunks that fit.
@@ -64,6 +72,11 @@ class AdaptConfig:
     start: str | None = None
     reset: Literal["example", "never"] = "example"
     accept: tuple[str, ...] = ()
+    measure: tuple[Literal["kl", "seeds"], ...] = ()
+    stop_below: float | None = None
+    stop_rising: bool = False
+    kl: float = 0.0
+    l2: float = 0.0
     samples: int = 4
     save: bool = False
     memory: float = 2.0
@@ -86,12 +99,17 @@ def adapt_example(
     n_steps: Array,
     key: Array,
     past: Past,
+    held_out: Batch | None = None,
     *,
     max_steps: int,
     scale: float,
     remat: bool,
-) -> tuple[Adapter, Array]:
+    stop_below: Array | float = -jnp.inf,
+) -> tuple[Adapter, Array, Array]:
     """Trains one adapter for `n_steps` steps; step s takes pair s mod n_pairs.
+
+    Training stops early, by a mask and not by another program, where the latest losses on all pairs are below
+    `stop_below`, or before a step after which the cross-entropy on `held_out` would be higher.
 
     Args:
         theta_0: the adapter that a loss's `forward(None, ...)` means; None is the base.
@@ -100,21 +118,36 @@ def adapt_example(
         max_steps: length of the scan; steps from `n_steps` on change nothing.
 
     Returns:
-        The adapter, and the loss before each step [max_steps] float32 (NaN where no step was taken).
+        The adapter, the loss before each step [max_steps] float32 (NaN where there was none), and how many of these
+        there are, int32: the steps taken, and the one at which training stopped.
     """
     loss_fn = LossFn(loss, bind_forward(config, params, past, theta_0, scale, remat))
 
-    def step(carry: tuple[Adapter, State], index: Array) -> tuple[tuple[Adapter, State], Array]:
+    def sibling(adapter: Adapter) -> Array:
+        return (
+            answer_cross_entropy(loss_fn.forward, adapter, held_out, key)[0]
+            if held_out is not None
+            else jnp.float32(jnp.inf)
+        )
+
+    def step(carry: tuple[Any, ...], index: Array) -> tuple[tuple[Any, ...], tuple[Array, Array]]:
+        adapter, state, latest, held_out_loss, stopped = carry
         pair = jnp.mod(index, jnp.maximum(n_pairs, 1))
         batch = jax.tree.map(lambda x: jax.lax.dynamic_index_in_dim(x, pair, keepdims=False), batches)
         with jax.named_scope("step"):
-            *new, metrics = rule_step(loss_fn, *carry, batch, jax.random.fold_in(key, index))
-        active = index < n_steps
-        carry = jax.tree.map(lambda old, x: jnp.where(active, x, old), carry, tuple(new))
-        return carry, jnp.where(active, metrics["loss"], jnp.nan)
+            *new, metrics = rule_step(loss_fn, adapter, state, batch, jax.random.fold_in(key, index))
+        runs = (index < n_steps) & ~stopped
+        latest, after = latest.at[pair].set(metrics["loss"]), sibling(new[0])
+        stopped = stopped | (jnp.max(latest) < stop_below) | (after > held_out_loss)
+        active = runs & ~stopped
+        keep = lambda old, x: jnp.where(active, x, old)  # noqa: E731
+        carry = jax.tree.map(keep, (adapter, state, held_out_loss), (*new, after))
+        return (*carry[:2], latest, carry[2], stopped), (jnp.where(runs, metrics["loss"], jnp.nan), runs)
 
-    (adapter, _), losses = jax.lax.scan(step, (adapter, state), jnp.arange(max_steps))
-    return adapter, losses
+    latest = jnp.where(jnp.arange(batches.weights.shape[0]) < n_pairs, jnp.inf, -jnp.inf)
+    begin = (adapter, state, latest, sibling(adapter), jnp.bool_(False))
+    (adapter, *_), (losses, ran) = jax.lax.scan(step, begin, jnp.arange(max_steps))
+    return adapter, losses, jnp.sum(ran)
 
 
 def bind_forward(
@@ -174,63 +207,37 @@ def adapt_wave(
     keys: Array,
     past: tuple[Cache, ...] = (),
     theta_0: Adapter | None = None,
+    held_out: Batch | None = None,
     *,
     max_steps: int,
     scale: float,
     chunk: int,
     remat: bool = False,
-) -> tuple[Adapter, Array]:
+    stop_below: Array | float = -jnp.inf,
+) -> tuple[Adapter, Array, Array]:
     """`adapt_example` for E inputs in one program, `chunk` of them at a time; a chunk without steps is skipped.
 
-    Every argument but `params` and `theta_0` has a leading axis E (`batches` E and K), but for a `past` that all rows
-    share; `chunk` divides E. The adapters are donated; the base never is.
+    Every argument but `params`, `theta_0` and `stop_below` has a leading axis E (`batches` E and K), but for a `past`
+    that all rows share; `chunk` divides E. The adapters are donated; the base never is.
 
     Returns:
-        The adapters (leading axis E) and the losses [E, max_steps].
+        The adapters (leading axis E), the losses [E, max_steps] and how many of these there are [E].
     """
 
-    how = {"max_steps": max_steps, "scale": scale, "remat": remat}
+    how = {"max_steps": max_steps, "scale": scale, "remat": remat, "stop_below": stop_below}
     one = partial(adapt_example, config, params, rule_step, loss, theta_0, **how)
     axis = wave_axis(past)
     own_past = past if axis == 0 else ()
 
-    def skip(adapters: Adapter, *rest: Any) -> tuple[Adapter, Array]:
-        return adapters, jnp.full((chunk, max_steps), jnp.nan)
+    def skip(adapters: Adapter, *rest: Any) -> tuple[Adapter, Array, Array]:
+        return adapters, jnp.full((chunk, max_steps), jnp.nan), jnp.zeros(chunk, jnp.int32)
 
-    def adapt_chunk(part: tuple[Any, ...]) -> tuple[Adapter, Array]:
-        *rows, own_past = part
-        train = jax.vmap(one, (0,) * len(rows) + (axis,))
-        return jax.lax.cond(jnp.any(part[4] > 0), train, skip, *rows, own_past if axis == 0 else past)
+    def adapt_chunk(part: tuple[Any, ...]) -> tuple[Adapter, Array, Array]:
+        *rows, own_past, held_out = part
+        train = jax.vmap(one, (0,) * len(rows) + (axis, 0))
+        return jax.lax.cond(jnp.any(part[4] > 0), train, skip, *rows, own_past if axis == 0 else past, held_out)
 
-    wave = (adapters, states, batches, n_pairs, n_steps, keys, own_past)
+    wave = (adapters, states, batches, n_pairs, n_steps, keys, own_past, held_out)
     with jax.named_scope("adapt"):
         chunks = jax.tree.map(lambda x: x.reshape(-1, chunk, *x.shape[1:]), wave)
         return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), jax.lax.map(adapt_chunk, chunks))
-
-
-def training_chunk(
-    config: DecoderConfig,
-    settings: AdaptConfig,
-    n_examples: int,
-    n_tokens: int,
-    n_past: int,
-    n_answer: int,
-    n_sequences: int = 1,
-) -> tuple[int, bool]:
-    """How many examples train at a time within `settings.memory`, and whether their layers must be recomputed.
-
-    Counts in float32 what the backward pass keeps: per layer and token the stream, the projections' inputs and outputs
-    and two copies of the attention weights; three copies of the logits; and of the adapter its gradient, its new value
-    and two moments. `n_sequences` is how many sequences a step computes. The chunk divides `n_examples`.
-    """
-    per_token = 6 * config.hidden_size + 4 * config.mlp_size + 4 * config.n_heads * config.head_dim
-    per_layer = n_sequences * n_tokens * (per_token + 2 * config.n_heads * (n_tokens + n_past))
-    shapes, lora = projection_shapes(config), settings.lora
-    adapter = len(lora.chosen(config)) * lora.rank * sum(sum(shapes[name]) for name in lora.targets)
-    others = 3 * n_sequences * n_answer * config.vocab_size + 4 * adapter
-    kept = 4 * (per_layer * config.n_layers + others)
-    recomputed = 4 * (per_layer + n_sequences * n_tokens * config.hidden_size * config.n_layers + others)
-    budget = settings.memory * 2**30
-    remat = kept > budget
-    fits = max(1, int(budget // (recomputed if remat else kept)))
-    return max(c for c in range(1, n_examples + 1) if n_examples % c == 0 and c <= fits), remat

@@ -4,14 +4,11 @@
 
 from __future__ import annotations
 
-import importlib
 import importlib.util
 import json
-import math
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field, is_dataclass, replace
-from difflib import get_close_matches
-from typing import Any, Literal, NamedTuple, get_args, get_origin, get_type_hints
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, Literal, NamedTuple
 
 from ttsi_jax.adaptation import AdaptConfig
 from ttsi_jax.answering import ANSWERERS, AnswerConfig, Answerer
@@ -19,14 +16,16 @@ from ttsi_jax.errors import InputError
 from ttsi_jax.model.lora import TARGETS
 from ttsi_jax.quality.accept import CONDITIONS
 from ttsi_jax.quality.checks import CHECKS
+from ttsi_jax.quality.confidence import CALL_ESTIMATORS, CallEstimator
 from ttsi_jax.rules import LOSSES, RULES
+from ttsi_jax.rules.anchors import anchored
 from ttsi_jax.rules.identity import digest, named
 from ttsi_jax.rules.interface import Loss, UpdateRule
+from ttsi_jax.rules.names import choices, make_rule, resolve
 from ttsi_jax.synthesis import (
     SYNTHESIZERS,
     PairSource,
     SynthesisConfig,
-    Synthesizer,
     TeacherConfig,
     check_sources,
     find_source,
@@ -100,7 +99,7 @@ def automatic(config: RunConfig) -> RunConfig:
 class Parts(NamedTuple):
     """The exchangeable steps of a run."""
 
-    estimator: Estimator  # H
+    estimator: Estimator | CallEstimator  # H
     synthesizer: PairSource  # G
     loss: Loss  # T
     rule: UpdateRule
@@ -108,7 +107,7 @@ class Parts(NamedTuple):
 
 
 _PARTS: dict[str, tuple[str, str, Mapping[str, Any], str]] = {  # part -> its settings, the name there, objects, kind
-    "estimator": ("gate", "estimator", ESTIMATORS, "estimator"),
+    "estimator": ("gate", "estimator", ESTIMATORS | CALL_ESTIMATORS, "estimator"),
     "synthesizer": ("synthesis", "form", SYNTHESIZERS, "synthesizer"),
     "loss": ("adapt", "loss", LOSSES, "loss"),
     "rule": ("adapt", "rule", RULES, "update rule"),
@@ -130,21 +129,11 @@ def find_parts(config: RunConfig, given: Mapping[str, Any]) -> Parts:
         else:
             found[part] = given[part] if part in given else resolve(name, known, kind)
     if not isinstance(found["rule"], UpdateRule):
-        found["rule"] = _make_rule(found["rule"], config.adapt)
+        found["rule"] = make_rule(found["rule"], config.adapt.rule, config.adapt.lr)
+    found["loss"] = anchored(found["loss"], config.adapt.kl, config.adapt.l2)
     if not isinstance(found["answerer"], Answerer):
         raise InputError(f"form of answers '{config.answer.form}' is {found['answerer']!r}, not an Answerer")
     return Parts(**found)
-
-
-def _make_rule(make: Callable[..., Any], config: AdaptConfig) -> UpdateRule:
-    try:
-        rule = make() if config.lr is None else make(config.lr)
-    except TypeError as error:
-        hint = "" if config.lr else "; perhaps it has no rate of its own, then give one: --adapt.lr 1e-4"
-        raise InputError(f"update rule '{config.rule}' cannot be made: {error}{hint}") from error
-    if not isinstance(rule, UpdateRule):
-        raise InputError(f"update rule '{config.rule}' gives {rule!r}, not an UpdateRule")
-    return rule
 
 
 def check(config: RunConfig) -> None:
@@ -153,13 +142,16 @@ def check(config: RunConfig) -> None:
     Raises:
         InputError: naming the option, its value and what it may be.
     """
-    for name, value, choices in _choices(config):
-        if value not in choices:
-            raise InputError(f"--{name} is {value!r}; it must be one of {', '.join(choices)}")
+    for name, value, words in choices(config):
+        if value not in words:
+            raise InputError(f"--{name} is {value!r}; it must be one of {', '.join(words)}")
     counts = {  # with what no machine could hold
         "wave": (config.wave, 1 << 16),
         "synthesis.k": (config.synthesis.k, 1 << 10),
         "synthesis.tries": (config.synthesis.tries, 1 << 10),
+        "synthesis.candidates": (config.synthesis.candidates, 1 << 10),
+        "gate.samples": (config.gate.samples, 1 << 10),
+        "gate.calibration": (config.gate.calibration or 1, 1 << 30),
         "synthesis.max-tokens": (config.synthesis.max_tokens, 1 << 20),
         "synthesis.labels": (config.synthesis.labels, 1 << 10),
         "adapt.epochs": (config.adapt.epochs, 1 << 16),
@@ -174,69 +166,44 @@ def check(config: RunConfig) -> None:
     for name, (value, most) in counts.items():
         if not 1 <= value <= most:
             raise InputError(f"--{name} is {value}; it must be at {'least 1' if value < 1 else f'most {most}'}")
-    positive = {"adapt.lr": config.adapt.lr, "adapt.alpha": config.adapt.alpha, "adapt.memory": config.adapt.memory}
-    positive["teacher.timeout"] = config.teacher.timeout
-    for name, value in positive.items():
-        if value is not None and not 0 < value < float("inf"):
-            raise InputError(f"--{name} is {value}; it must be above 0")
+    adapt, gate, synthesis, answer, inf = config.adapt, config.gate, config.synthesis, config.answer, float("inf")
+    numbers = (  # and whether they may be, and what they must be
+        ("adapt.lr", adapt.lr, adapt.lr is None or 0 < adapt.lr < inf, "above 0"),
+        ("adapt.alpha", adapt.alpha, 0 < adapt.alpha < inf, "above 0"),
+        ("adapt.memory", adapt.memory, 0 < adapt.memory < inf, "above 0"),
+        ("adapt.kl", adapt.kl, 0 <= adapt.kl < inf, "at least 0"),
+        ("adapt.l2", adapt.l2, 0 <= adapt.l2 < inf, "at least 0"),
+        ("teacher.timeout", config.teacher.timeout, 0 < config.teacher.timeout < inf, "above 0"),
+        ("gate.budget", gate.budget, 0 <= gate.budget <= 1, "between 0 and 1"),
+        ("synthesis.diversity", synthesis.diversity, 0 <= synthesis.diversity <= 1, "between 0 and 1"),
+        ("synthesis.top-p", synthesis.top_p, 0 < synthesis.top_p <= 1, "above 0 and at most 1"),
+        ("synthesis.temperature", synthesis.temperature, 0 <= synthesis.temperature < inf, "at least 0"),
+        ("answer.top-p", answer.top_p, 0 < answer.top_p <= 1, "above 0 and at most 1"),
+        ("answer.temperature", answer.temperature, 0 <= answer.temperature < inf, "at least 0"),
+        ("seed", config.seed, 0 <= config.seed < 2**32, f"between 0 and {2**32 - 1}"),
+    )
+    for name, value, fits, what in numbers:
+        if not fits:
+            raise InputError(f"--{name} is {value}; it must be {what}")
     for option, names, known in (
         ("adapt.targets", config.adapt.targets, TARGETS),
         ("synthesis.checks", config.synthesis.checks, CHECKS),
         ("adapt.accept", config.adapt.accept, CONDITIONS),
+        ("adapt.measure", config.adapt.measure, ("kl", "seeds")),
     ):
         for name in names:
             if name not in known:
                 raise InputError(f"--{option} is {name!r}; it must be one of {', '.join(known)}")
     if "schema" not in config.synthesis.checks:
         raise InputError("--synthesis.checks lacks schema: only a pair with one valid call can be learned from")
-    if config.adapt.accept and not ("sibling" in config.adapt.accept and config.synthesis.held_out):
-        raise InputError(
-            "--adapt.accept needs sibling and --synthesis.held-out: no other condition speaks for an adapter"
-        )
+    if config.adapt.accept and not ("sibling" in config.adapt.accept and synthesis.held_out):
+        raise InputError("--adapt.accept needs sibling and --synthesis.held-out: nothing else speaks for an adapter")
     if config.adapt.reset == "never" and config.wave != 1:
         raise InputError(f"--adapt.reset never takes inputs one after another: --wave is {config.wave}; it must be 1")
-    if math.isnan(config.gate.tau):
+    if config.adapt.stop_rising and not config.synthesis.held_out:
+        raise InputError("--adapt.stop-rising needs --synthesis.held-out: a pair whose loss is watched")
+    if isinstance(config.gate.tau, str) and config.gate.tau != "auto" or config.gate.tau != config.gate.tau:
         raise InputError("--gate.tau is not a number")
-    for name, sampling in (("synthesis", config.synthesis), ("answer", config.answer)):
-        if not 0 < sampling.top_p <= 1:
-            raise InputError(f"--{name}.top-p is {sampling.top_p}; it must be above 0 and at most 1")
-        if not 0 <= sampling.temperature < float("inf"):
-            raise InputError(f"--{name}.temperature is {sampling.temperature}; it must be at least 0")
     check_sources(config.method, config.source, config.synthesis)
     if config.adapt.accept and config.method in ("tt-icl", "icl"):
         raise InputError(f"--adapt.accept judges what was trained, and --method {config.method} trains nothing")
-    if not 0 <= config.seed < 2**32:
-        raise InputError(f"--seed is {config.seed}; it must be between 0 and {2**32 - 1}")
-
-
-def _choices(settings: Any, above: str = "") -> Iterator[tuple[str, Any, tuple[str, ...]]]:
-    """The settings that take one of a few words: option, value, words."""
-    for name, hint in get_type_hints(type(settings)).items():
-        value = getattr(settings, name)
-        if get_origin(hint) is Literal:
-            yield above + name, value, get_args(hint)
-        elif is_dataclass(value):
-            yield from _choices(value, f"{name}.")
-
-
-def resolve(name: str, known: Mapping[str, Any], kind: str) -> Any:
-    """The object that a name stands for: a key of `known`, or `package.module:object`.
-
-    Raises:
-        InputError: the name is unknown, or the module or object cannot be found.
-    """
-    name = name.partition("#")[0]  # what follows is its hash
-    if name in known:
-        return known[name]
-    module_name, colon, attribute = name.partition(":")
-    if not colon:
-        close = get_close_matches(name, known, 1)
-        hint = f"; did you mean '{close[0]}'?" if close else "."
-        raise InputError(f"unknown {kind} '{name}'{hint} Known: {', '.join(known)}; or package.module:object")
-    try:
-        found = getattr(importlib.import_module(module_name), attribute)
-    except Exception as error:  # importing runs the user's own code, which may raise anything
-        raise InputError(f"{kind} '{name}' cannot be imported: {type(error).__name__}: {error}") from error
-    if not callable(found) and not isinstance(found, UpdateRule | Synthesizer | Answerer):
-        raise InputError(f"{kind} '{name}' is {found!r}, which cannot be called")
-    return found

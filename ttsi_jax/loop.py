@@ -10,7 +10,7 @@ import hashlib
 import json
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Container, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from functools import partial
@@ -18,12 +18,14 @@ from itertools import groupby
 from operator import attrgetter
 from os import PathLike
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from ttsi_jax.algorithm import Algorithm
 from ttsi_jax.batching.inputs import Draft, assign_shapes, prepare
-from ttsi_jax.batching.schedule import Adapt, Ask, Schedule
+from ttsi_jax.batching.schedule import Adapt, Ask, Learned, Schedule, Steps
 from ttsi_jax.batching.shared import Shared
+from ttsi_jax.batching.training import learn
 from ttsi_jax.batching.waves import BASE, Adapted, Waves
 from ttsi_jax.checkpoints import LanguageModel
 from ttsi_jax.checkpoints.adapters import load_adapter, save_adapters
@@ -31,9 +33,13 @@ from ttsi_jax.checkpoints.files import checksum
 from ttsi_jax.checkpoints.peft import WEIGHTS, load_start
 from ttsi_jax.config import Parts, RunConfig, automatic, check, find_parts
 from ttsi_jax.errors import InputError
+from ttsi_jax.quality.confidence import CallEstimator
+from ttsi_jax.quality.thresholds import Chosen, automatic_tau, labelled
+from ttsi_jax.rules.identity import digest
 from ttsi_jax.runs.clock import CompileClock
 from ttsi_jax.runs.directory import RunDirectory, open_run, read_summary
 from ttsi_jax.runs.environment import environment
+from ttsi_jax.runs.groups import load_run
 from ttsi_jax.runs.record import Record
 from ttsi_jax.runs.scores import f1
 from ttsi_jax.runs.summary import summarise
@@ -92,7 +98,7 @@ def run(
         if parts or ":" in config.adapt.rule + config.adapt.loss:  # not the library's own: explain before anything runs
             pair = f"update rule '{config.adapt.rule}' with loss '{config.adapt.loss}'"
             check_shapes(pair, found.rule, found.loss)
-        if parts or ":" in config.gate.estimator:
+        if (parts or ":" in config.gate.estimator) and not isinstance(found.estimator, CallEstimator):
             check_estimator_shapes(found.estimator)
         loop = Loop(model, config, progress, clock, found, shared)
         if config.adapt.start is not None:
@@ -101,6 +107,8 @@ def run(
                 described |= {"upper_bound": f"trained on the labels of {n_seen} of its inputs"}
         if out is not None and config.adapt.reset == "never" and not config.adapt.save:
             raise InputError("a run with --adapt.reset never can only be resumed with its adapters: add --adapt.save")
+        if loop.labelled:
+            described |= {"labelled": digest(loop.labelled)}
         if out is None:
             return loop.result(list(loop.records(task)), task)
         with open_run(out, described | config.to_dict()) as directory:
@@ -150,11 +158,13 @@ class Loop:
             theta_0 = Adapted(load_start(config.adapt.start, lora, model.config), lora.scale, config.adapt.scope)
         self.algorithm = Algorithm(config, self.parts, self.encoder, model, shared)
         self.waves = Waves(model, config.wave, self.algorithm.n_decoded, theta_0)
+        self.labelled = labelled(load_run(config.gate.labelled).records) if config.gate.labelled else None
+        self.chosen: Chosen | None = None  # tau, where it was not given
         self.keep: Callable[..., None] | None = None
         self.lap = 0.0
 
-    def records(self, task: Task, finished: Container[str] = ()) -> Iterator[Record]:
-        """Takes a task's inputs, but for those `finished` (ids), to their ends; yields each record when it is there."""
+    def records(self, task: Task, finished: Mapping[str, Record] = MappingProxyType({})) -> Iterator[Record]:
+        """Takes a task's inputs, but for those `finished`, to their ends; yields each record when it is there."""
         drafts, length = list[Draft](), self.model.config.context_length
         for example in task.examples:
             draft = prepare(example, task.name, self.encoder, self.config, length, self.parts.synthesizer)
@@ -169,15 +179,33 @@ class Loop:
         if self.config.adapt.reset == "example":  # else they go in the task's order, whatever their shapes
             places = {shape: place for place, shape in enumerate(dict.fromkeys(draft.shape for draft in left))}
             left.sort(key=lambda draft: places[draft.shape])
-        self.algorithm.reached, self.algorithm.done = Counter(score=len(left)), Counter()
+        self.algorithm.reached, self.algorithm.done = Counter(), Counter()
         self.seconds_since_lap()
+        if self.config.gate.tau == "auto":
+            self.choose_tau(drafts[: self.config.gate.calibration or None], finished)
+        self.algorithm.reached["score"] = len(left)
         queue = deque(left)
         del drafts, left  # what is finished is let go
-        for _, alike in groupby((queue.popleft() for _ in range(len(queue))), SHAPE):
-            schedule = Schedule(self.waves, self.ask, self.adapt, self.charge)
-            for ended in schedule.run(map(self.algorithm.improve, alike)):
-                yield from ended
+        for ended in self.side_by_side(self.algorithm.improve, (queue.popleft() for _ in range(len(queue)))):
+            yield from ended
+
+    def side_by_side(self, steps: Callable[[Draft], Steps], drafts: Iterable[Draft]) -> Iterator[list[Record]]:
+        """Runs an algorithm over inputs, those of one shape together; what is new, wave by wave."""
+        for _, alike in groupby(drafts, SHAPE):
+            for ended in Schedule(self.waves, self.ask, self.adapt, self.charge).run(map(steps, alike)):
+                yield ended
                 self.report()
+
+    def choose_tau(self, drafts: Sequence[Draft], finished: Mapping[str, Record]) -> None:
+        """Chooses tau by the certainties of these inputs; resumed or not, it is the same."""
+        ordered = sorted((d for d in drafts if d.example.id not in finished), key=SHAPE)
+        self.algorithm.reached["gauge"] = len(ordered)
+        known = dict(finished)
+        for ended in self.side_by_side(self.algorithm.gauge, ordered):
+            known |= {record.id: record for record in ended}
+        certainties = [known[draft.example.id].uncertainty for draft in drafts]
+        self.chosen = automatic_tau(certainties, self.config.gate.budget, self.labelled)
+        self.algorithm.tau = self.chosen.tau
 
     def ask(self, wave: Sequence[Ask]) -> Iterable[Any]:
         """Pairs from elsewhere, for several `Ask` at once; from as many threads as the source may have in flight."""
@@ -188,23 +216,15 @@ class Loop:
         with ThreadPoolExecutor(threads) as pool:
             return [*pool.map(source, *questions)]
 
-    def adapt(self, wave: Sequence[Adapt]) -> Iterable[Any]:
-        """What the model is to do for several `Adapt` at once; keeps the adapters where that is asked for."""
-        drafts, warm = [wish.draft for wish in wave], self.algorithm.warm
-        losses, scores, prompts = self.waves.adapt(
-            [wish.row for wish in wave], [draft.pairs for draft in drafts], [draft.names for draft in drafts],
-            max_pairs=self.config.synthesis.k, rule=self.parts.rule, loss=self.parts.loss, config=self.config.adapt,
-            start=warm and warm[1],
-        )  # fmt: skip
+    def adapt(self, wave: Sequence[Adapt]) -> Iterable[Learned]:
+        """What several adapters learn; keeps them where that is asked for."""
+        warm, settings = self.algorithm.warm, self.config
+        learned = learn(self.waves, wave, self.parts.rule, self.parts.loss, settings, warm and warm[1])
         if self.keep is not None:
-            ids, adapters = [draft.example.id for draft in drafts], prompts[0].read.rows.adapters
-            self.keep(ids, adapters, self.config.adapt.lora, self.model.config, self.model.name)
-        held_out = [draft.held_out for draft in drafts if draft.held_out]  # all have one, or none has
-        if not held_out:
-            return zip(losses, scores, prompts, [None] * len(drafts), strict=True)
-        adapted = Adapted(prompts[0].read.rows.adapters, prompts[0].read.scale, self.config.adapt.scope)
-        siblings = (self.waves.losses([wish.row for wish in wave], held_out, own) for own in (None, adapted))
-        return zip(losses, scores, prompts, zip(*siblings, strict=True), strict=True)
+            ids = [wish.draft.example.id + (f"#{wish.seed}" if wish.seed else "") for wish in wave]
+            adapters = learned[0].prompt.read.rows.adapters
+            self.keep(ids, adapters, settings.adapt.lora, self.model.config, self.model.name)
+        return learned
 
     def report(self) -> None:
         """Tells of all stages how many inputs are done with it, of those that are known to reach it."""
@@ -215,7 +235,9 @@ class Loop:
         """Records in the task's order, with their summary."""
         place = {example.id: index for index, example in enumerate(task.examples)}
         records = sorted(records, key=lambda record: place[record.id])
-        return Result(records, summarise(records) | f1(records, task) | {"compile_seconds": self.clock.seconds})
+        chosen = {} if self.chosen is None else self.chosen._asdict()
+        figures = summarise(records) | f1(records, task) | chosen
+        return Result(records, figures | {"compile_seconds": self.clock.seconds})
 
     def resume_after(self, finished: Sequence[Record], run: Path) -> None:
         """Where nothing is reset: goes on from the adapter of the last input that adapted."""

@@ -22,16 +22,26 @@ class GateConfig:
     """Settings of the gate.
 
     Attributes:
-        tau: an input is uncertain if its certainty is below this.
+        tau: an input is uncertain if its certainty is below this; `auto` chooses one without labels, after a first
+          pass over the inputs (see docs/quality.md).
         select: which inputs adapt: the `uncertain` ones, the `certain` ones, or `all`.
-        estimator: an estimator's name, or `package.module:object`.
+        estimator: an estimator's name, or `package.module:object`; those of whole calls answer with the base first.
+        samples: sampled answers, for estimators that compare some.
+        budget: with tau `auto`, the share of inputs that adapts at most; the most uncertain ones.
+        calibration: with tau `auto`, how many inputs it is chosen by, the task's first; 0 are all.
+        labelled: with tau `auto`, directory of a finished run over labelled inputs, made with --gate.select all: the
+          tau that would have gained most there.
         score: a candidate's score is the `sum` of its tokens' log-probabilities, or their `mean`.
     """
 
-    tau: float = 0.95
+    tau: float | Literal["auto"] = 0.95
     select: Literal["uncertain", "certain", "all"] = "uncertain"
     estimator: str = "margin"
     score: Literal["sum", "mean"] = "sum"
+    samples: int = 4
+    budget: float = 1.0
+    calibration: int = 0
+    labelled: str | None = None
 
 
 class Estimator(Protocol):

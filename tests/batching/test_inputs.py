@@ -57,7 +57,7 @@ def test_shapes_hold_every_input_of_their_bucket():
         assert shape.candidates >= len(one.names) and shape.name >= max(map(len, one.names))
     one = drafts[0]
     one.pairs = [Pair((1,) * shape.suffix, (2,))]
-    assert one.training_shape() == (shape, 2 * shape.suffix, 64)
+    assert one.training_shape() == (shape, 2 * shape.suffix, 64, None)
     assign_shapes([], 4)
 
 

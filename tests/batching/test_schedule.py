@@ -5,12 +5,13 @@ from types import SimpleNamespace
 import pytest
 
 from ttsi_jax.batching.lanes import Prompt, Read, Work
-from ttsi_jax.batching.schedule import Adapt, Decode, Schedule, Score
+from ttsi_jax.batching.schedule import Adapt, Decode, Schedule, Score, Together
 from ttsi_jax.model.generation import Rows
 
 
 class FakeRow(str):
     shape = None
+    name = property(str)
 
 
 class FakeWaves:
@@ -21,7 +22,7 @@ class FakeWaves:
 
     def score(self, rows, names):
         self.log.append(("score", len(rows)))
-        return [f"scores of {row}" for row in rows], [prompt(row, None) for row in rows]
+        return [f"scores of {row.name}" for row in rows], [prompt(row.name, None) for row in rows]
 
     def lanes(self):
         return FakeLanes(self), FakeLanes(self, "guided ")
@@ -46,19 +47,19 @@ class FakeLanes:
 
 
 def prompt(row, adapters) -> Prompt:
-    return Prompt(Read(Rows(None, (), adapters), (), 1.0), row, None)
+    return Prompt(Read(Rows(None, (), adapters), (), 1.0, None), row, None)
 
 
 def algorithm(name: str, adapts: bool):
     draft = SimpleNamespace(names=[name], training_shape=lambda: ("shape",), shape=None)
-    scores, read = yield Score(draft, "score", FakeRow(name))
+    scores, read = yield Score(draft, "score", FakeRow(name), draft.names)
     assert scores == f"scores of {name}"
-    said = yield Decode(draft, "answer", [Work(read, ())])
-    assert said == [f"said after {name}"]
+    said = yield Decode(draft, "answer", Work(read, ()))
+    assert said == f"said after {name}"
     if adapts:
         read = yield Adapt(draft, "adapt", FakeRow(name))
-        said = yield Decode(draft, "answer", [Work(read, ())])
-        assert said == [f"said after {name} adapted"]
+        said = yield Decode(draft, "answer", Work(read, ()))
+        assert said == f"said after {name} adapted"
     return f"record of {name}"
 
 
@@ -100,3 +101,41 @@ def test_waves_of_one_go_one_input_after_the_other():
     ended, log, _ = run(3, 1, lambda i: True)
     assert [record for some in ended for record in some] == ["record of 0", "record of 1", "record of 2"]
     assert log[:4] == [("score", 1), ("decode", 1), ("adapt", 1), ("decode adapted", 1)]
+
+
+def test_parts_run_side_by_side_and_their_results_keep_their_places():
+    """In waves that parts of one algorithm and of others fill together; a part may have parts, and may ask nothing."""
+
+    def part(name, n):
+        found = []
+        for index in range(n):
+            row = FakeRow(f"{name}{index}")
+            scores, _ = yield Score(None, "score", row, ())
+            found.append(scores)
+        return found
+
+    def parts(name):
+        inner = [part(f"{name} b", 1), part(f"{name} c", 0)]
+        whole = yield Together([part(f"{name} a", 2), nested(inner)])
+        return whole, (yield Together([]))
+
+    def nested(inner):
+        return (yield Together(inner))
+
+    waves = FakeWaves(4)
+    schedule = Schedule(waves, lambda wave: [], lambda wave: [], lambda shares: None)
+    ended = [record for some in schedule.run(map(parts, "xy")) for record in some]
+    assert ended == [([[f"scores of {x} a0", f"scores of {x} a1"], [[f"scores of {x} b0"], []]], []) for x in "xy"]
+    assert waves.log == [("score", 4), ("score", 2)] and not schedule.joins
+
+
+def test_prompts_of_other_shapes_have_waves_of_their_own():
+    def steps(number):
+        row = SimpleNamespace(name=str(number), shape=(number % 2,))
+        return (yield Score(None, "score", row, ()))[0]
+
+    waves = FakeWaves(3)
+    schedule = Schedule(waves, lambda wave: [], lambda wave: [], lambda shares: None)
+    ended = [record for some in schedule.run(map(steps, range(7))) for record in some]
+    assert sorted(ended) == [f"scores of {number}" for number in range(7)]
+    assert waves.log == [("score", 3), ("score", 3), ("score", 1)]

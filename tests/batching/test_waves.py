@@ -156,6 +156,7 @@ def test_a_row_trains_alone_as_among_others():
         return waves().adapt(ROWS[which], pairs[which], NAMES[which], **how)
 
     losses, scored, prompts = train(slice(0, 4))
+    losses = np.stack(losses)
     assert losses.shape == (4, 3) and np.isfinite(losses).all() and (losses[:, 2] < losses[:, 0]).all()
     assert prompts[0].read.scale == LORA.scale == 8.0
     adapters = prompts[0].read.rows.adapters

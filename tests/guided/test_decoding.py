@@ -15,7 +15,7 @@ from tiny_runs import ADD, EVERY_TOOL, GREET, example
 from tiny_runs import tiny_model as talking_model
 from ttsi_jax.answering import TEXT, slot_tables
 from ttsi_jax.guided import masks
-from ttsi_jax.guided.decoding import append, decode_guided, mask_and_sample, read_tokens, unpack
+from ttsi_jax.guided.decoding import Seat, admit, append, decode_guided, mask_and_sample, no_lanes, read_tokens, unpack
 from ttsi_jax.guided.grammar import call_schema
 from ttsi_jax.model.cache import empty
 from ttsi_jax.model.generation import Rows, Sampling, Script, SlotTables
@@ -27,6 +27,16 @@ from ttsi_jax.testing import tiny_model
 GREEDY, WARM = Sampling(0.0, 1.0), Sampling(1.0, 0.9)
 STEPS = 64
 KEYS = jax.random.split(jax.random.key(0), 3)
+
+
+def write(config, params, rows, guides, keys, sampling):
+    """What rows with these guides write, all together."""
+    n = len(guides)
+    seats = [guide and Seat(guide, key, sampling) for guide, key in zip(guides, keys, strict=True)]
+    everyone = jnp.arange(n)
+    lanes = admit(no_lanes(rows, STEPS), rows, everyone, everyone, jnp.int32(n))
+    decode_guided(config, params, lanes, seats, n)
+    return seats
 
 
 def each(n, sampling):
@@ -63,7 +73,7 @@ def test_the_greedy_choice_is_the_best_allowed_token(seed):
     scores, allowed = rng.normal(size=(3, 70)).astype(np.float32), rng.random((3, 70)) < 0.3
     allowed[:, 7] = True
     tokens, finite = mask_and_sample(
-        jnp.asarray(scores), jnp.asarray(packed(allowed)), KEYS, jnp.int32(0), each(3, GREEDY)
+        jnp.asarray(scores), jnp.asarray(packed(allowed)), KEYS, jnp.zeros(3, int), each(3, GREEDY)
     )
     np.testing.assert_array_equal(tokens, np.where(allowed, scores, -np.inf).argmax(1))
     best = scores.argmax(1)
@@ -76,19 +86,21 @@ def test_samples_are_allowed_and_depend_on_the_rows_key_alone():
     rng = np.random.default_rng(0)
     scores, allowed = rng.normal(size=(3, 70)).astype(np.float32), rng.random((3, 70)) < 0.3
     draw = lambda step, rows: np.asarray(  # noqa: E731
-        mask_and_sample(jnp.asarray(scores[rows]), jnp.asarray(packed(allowed)[rows]), KEYS[rows], step, each(3, WARM))[
-            0
-        ]
+        mask_and_sample(
+            jnp.asarray(scores[rows]), jnp.asarray(packed(allowed)[rows]), KEYS[rows], jnp.full(3, step), each(3, WARM)
+        )[0]
     )
-    drawn = np.stack([draw(jnp.int32(step), np.arange(3)) for step in range(30)])
+    drawn = np.stack([draw(step, np.arange(3)) for step in range(30)])
     assert all(allowed[row, token] for tokens in drawn for row, token in enumerate(tokens))
     assert len(set(drawn[:, 0])) > 3
-    np.testing.assert_array_equal(draw(jnp.int32(4), np.array([2, 0, 1])), drawn[4][[2, 0, 1]])
+    np.testing.assert_array_equal(draw(4, np.array([2, 0, 1])), drawn[4][[2, 0, 1]])
 
 
 def test_logits_that_are_not_finite_are_noted():
     scores = jnp.asarray([[1.0, 2.0], [jnp.nan, 0.0]])
-    finite = mask_and_sample(scores, jnp.asarray([[3], [3]], jnp.uint32), KEYS[:2], jnp.int32(0), each(2, GREEDY))[1]
+    finite = mask_and_sample(scores, jnp.asarray([[3], [3]], jnp.uint32), KEYS[:2], jnp.zeros(2, int), each(2, GREEDY))[
+        1
+    ]
     assert finite.tolist() == [True, False]
 
 
@@ -114,11 +126,11 @@ def test_steps_with_an_open_mask_are_the_unguided_loop():
     open_masks = jnp.full((3, VOCABULARY // 32), 0xFFFFFFFF, jnp.uint32)
     scores, found = rows.prompts.logits, []
     for step in range(6):
-        ids = mask_and_sample(scores, open_masks, KEYS, jnp.int32(step), each(3, WARM))[0]
+        ids = mask_and_sample(scores, open_masks, KEYS, jnp.full(3, step), each(3, WARM))[0]
         ids = jnp.where(step < jnp.asarray(limits), ids, -1)
         found.append(np.asarray(ids))
-        scores, new = read_tokens(config, params, rows, own, ids, jnp.int32(step), scale=2.0)
-        own = append(own, new, jnp.int32(step))
+        scores, new = read_tokens(config, params, rows, own, ids, jnp.full(3, step), scale=2.0)
+        own = append(own, new, jnp.full(3, step))
     np.testing.assert_array_equal(np.stack(found, 1), expected)
 
 
@@ -137,7 +149,7 @@ def test_every_answer_of_a_random_model_parses_validates_and_closes(grammars, to
         return  # a call of these tools has more tokens
     keys = jax.random.split(jax.random.key(seed), 3)
     sampling = GREEDY if greedy else WARM
-    said = decode_guided(config, params, rows, guides, keys, each(3, sampling), n_steps=STEPS)
+    said = write(config, params, rows, guides, keys, sampling)
     for own, listed in zip(said, (tools, EVERY_TOOL, [GREET]), strict=True):
         (call,) = parse_calls(byte_level().decode(own.ids, clean_up_tokenization_spaces=False))
         assert check_call(call, listed) is None
@@ -148,19 +160,36 @@ def test_rows_do_not_depend_on_each_other_and_a_wave_may_have_empty_ones(grammar
     config, params = tiny_model(VOCABULARY, 16)
     rows = Rows(prompted(config, params, wave()))
 
-    def write(*tool_lists):
+    def said(*tool_lists):
         guides = [tools and grammars.guide(call_schema(tools), STEPS) for tools in tool_lists]
-        return decode_guided(config, params, rows, guides, KEYS, each(3, WARM), n_steps=STEPS)
+        return [seat and seat.ids for seat in write(config, params, rows, guides, KEYS, WARM)]
 
-    both, alone = write([ADD], EVERY_TOOL, None), write([ADD], None, None)
-    assert both[0] == alone[0] and both[1].ids and alone[1].ids == both[2].ids == []
+    both, alone = said([ADD], EVERY_TOOL, None), said([ADD], None, None)
+    assert both[0] == alone[0] and both[1] and alone[1] is both[2] is None
+
+
+def test_a_row_that_takes_the_lane_of_another_writes_what_it_writes_alone(grammars):
+    """It comes when the others are on their way, and nothing is left of the row before."""
+    config, params = tiny_model(VOCABULARY, 16)
+    rows = Rows(prompted(config, params, wave()))
+    of = lambda *tools: grammars.guide(call_schema(tools), STEPS)  # noqa: E731
+    alone = [own.ids for own in write(config, params, rows, [of(ADD), of(*EVERY_TOOL), of(GREET)], KEYS, WARM)]
+    seats = [Seat(of(ADD), KEYS[0], WARM), Seat(of(*EVERY_TOOL), KEYS[1], WARM), None]
+    lanes = admit(no_lanes(rows, STEPS), rows, jnp.arange(3), jnp.arange(3), jnp.int32(2))
+    lanes = decode_guided(config, params, lanes, seats, 2)  # one of the two has ended
+    [lane] = [lane for lane in (0, 1) if seats[lane].guide.done]
+    ended, seats[lane] = seats[lane], Seat(of(GREET), KEYS[2], WARM)
+    assert 0 < len(seats[1 - lane].ids) and ended.ids == alone[lane]
+    lanes = admit(lanes, rows, jnp.asarray([2, 0, 0]), jnp.asarray([lane, 0, 0]), jnp.int32(1))
+    decode_guided(config, params, lanes, seats, 3)
+    assert (seats[lane].ids, seats[1 - lane].ids) == (alone[2], alone[1 - lane])
 
 
 def test_a_model_whose_logits_are_not_finite_still_closes_and_says_so(grammars):
     config, params = tiny_model(VOCABULARY, 16)
     rows = Rows(prompted(config, params | {"embed": params["embed"] * jnp.nan}, wave()))
     guides = [grammars.guide(call_schema([GREET]), STEPS), None, None]
-    own = decode_guided(config, params, rows, guides, KEYS, each(3, GREEDY), n_steps=STEPS)[0]
+    own = write(config, params, rows, guides, KEYS, GREEDY)[0]
     assert not own.finite
     assert parse_calls(byte_level().decode(own.ids))
 
@@ -181,7 +210,7 @@ def test_guided_greedy_is_unguided_greedy_where_the_grammar_accepts_that():
     script = Script(ones * TEXT, ones * 0, ones * STEPS, ones[:, 0])
     free = run_lanes(model.config, model.params, rows, script, table, keys, GREEDY, STEPS).ids
     guides = [grammars.guide(call_schema(EVERY_TOOL), STEPS) for _ in asked]
-    guided = decode_guided(model.config, model.params, rows, guides, keys, each(n, GREEDY), n_steps=STEPS)
+    guided = write(model.config, model.params, rows, guides, keys, GREEDY)
     accepted = 0
     for row, own in zip(np.asarray(free), guided, strict=True):
         row = [int(token) for token in row if token >= 0]

@@ -13,7 +13,9 @@ HEADS, KV_HEADS, SIZE = 4, 2, 8
 
 def plain(q, keys_values, visible):
     """One softmax over all keys, joined, with a key-value head per query head."""
-    joined = [jnp.concatenate(blocks, axis) for blocks, axis in zip(zip(*keys_values, strict=True), (2, 1), strict=True)]
+    joined = [
+        jnp.concatenate(blocks, axis) for blocks, axis in zip(zip(*keys_values, strict=True), (2, 1), strict=True)
+    ]
     keys, values = (jnp.repeat(x, HEADS // KV_HEADS, axis=0) for x in joined)
     scores = jnp.where(visible, jnp.einsum("tnh,nhs->nts", q, keys), -jnp.inf)
     return jnp.einsum("nts,nsh->tnh", jax.nn.softmax(scores), values).reshape(len(q), -1)

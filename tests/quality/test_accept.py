@@ -11,12 +11,13 @@ from tiny_runs import ADD, EXAMPLES, GREET, TASK, settings, task_of, timeless, t
 from ttsi_jax.config import RunConfig, check
 from ttsi_jax.errors import InputError
 from ttsi_jax.loop import run
-from ttsi_jax.quality.accept import CONDITIONS, RULES, Case, Effect, Evidence, cases, effect, gather, revert_reason
+from ttsi_jax.quality.accept import CONDITIONS, Case, Effect, Evidence, cases, effect, gather, revert_reason, rules
+from ttsi_jax.rules import adamw
 from ttsi_jax.runs.record import Record, from_json, to_json
 from ttsi_jax.synthesis import Synthetic
 from ttsi_jax.tasks import Call
 
-GOOD = Evidence(2.0, 1.0, True, 0.5, 0.9)
+GOOD = Evidence(2.0, 1.0, True, 0.5, 0.9, 0.01, True)
 EVERY = tuple(CONDITIONS)
 INF, NAN = float("inf"), float("nan")
 
@@ -34,6 +35,9 @@ def test_good_evidence_holds_and_none_at_all_does_not(name):
         ("sibling", {"sibling_loss": None}, "not measured"),
         ("valid", {"valid": False}, "not a valid call"),
         ("margin", {"margin": 0.2}, "fell from 0.5 to 0.2"),
+        ("kl", {"kl": 0.3}, "0.3 nats per token away"),
+        ("seeds", {"seeds_agree": False}, "answers otherwise"),
+        ("seeds", {"seeds_agree": None}, "no adapter of another seed"),
     ],
 )
 def test_one_condition_that_fails_reverts_and_is_named(name, changes, why):
@@ -45,7 +49,7 @@ def test_one_condition_that_fails_reverts_and_is_named(name, changes, why):
 
 def test_evidence_is_gathered():
     call, wrong = Call("add", {"a": 1, "b": 2}), Call("add", {"a": 1})
-    assert gather((2.0, 1.0), (0.5, 0.9), [call], (ADD,)) == GOOD
+    assert gather((2.0, 1.0), (0.5, 0.9), [call], (ADD,), 0.01, True) == GOOD
     assert gather(None, (NAN, INF), [call, wrong], (ADD,)) == Evidence(valid=False)
     assert gather((NAN, 1.0), (None, 0.5), None, (ADD,)) == Evidence(None, 1.0, False, None, 0.5)
     assert gather(None, (0.1, 0.2), [], (ADD,)).valid is False
@@ -56,13 +60,13 @@ def test_rising_confidence_alone_is_never_enough(found, before):
     """Every rule needs more than the margin, whatever the margin does."""
     surer = found._replace(margin_base=before, margin=1.0)
     fell = None not in found[:2] and found.sibling_loss < found.sibling_loss_base
-    for rule in RULES:
+    for rule in rules():
         assert fell or revert_reason(surer, rule)
 
 
 @given(st.sets(st.sampled_from(EVERY)), st.sampled_from(EVERY), st.booleans(), st.floats(0, 9), st.floats(0, 1))
 def test_a_further_condition_never_accepts_more(rule, more, valid, loss, margin):
-    found = Evidence(1.0, loss, valid, 0.5, margin)
+    found = Evidence(1.0, loss, valid, 0.5, margin, margin / 5, valid)
     if revert_reason(found, sorted(rule)):
         assert revert_reason(found, sorted(rule | {more}))
 
@@ -89,7 +93,10 @@ def test_a_rule_is_evaluated_afterwards():
     assert effect(CASES, ("sibling",)) == Effect(3, 1, 1, 1, 1)
     assert effect(CASES, ()) == Effect(6, 2, 2, 0, 0)
     assert effect([], ("sibling",)) == Effect(0, 0, 0, 0, 0)
-    assert RULES == [("sibling",), ("sibling", "valid"), ("sibling", "margin"), ("sibling", "valid", "margin")]
+    assert rules(("sibling", "valid", "margin")) == [
+        ("sibling",), ("sibling", "valid"), ("sibling", "margin"), ("sibling", "valid", "margin"),
+    ]  # fmt: skip
+    assert len(rules()) == 2 ** (len(EVERY) - 1)
 
 
 def test_the_cases_of_a_run():
@@ -127,6 +134,7 @@ def test_evidence_is_recorded_and_the_held_out_pair_is_not_trained_on(measured):
         if not record.adapted:
             assert record.evidence == {}
             continue
+        assert not {"kl", "seeds_agree"} & record.evidence.keys(), "nobody asked"
         found = Evidence(**record.evidence)
         assert len(record.losses) == 3 and not record.reverted
         assert found.margin_base == record.uncertainty and 0 <= found.margin <= 1
@@ -171,3 +179,52 @@ def test_the_held_out_loss_is_that_of_training_on_the_pair(scope):
     assert once.evidence["sibling_loss"] == pytest.approx(longer.losses[2], rel=1e-4)
     other = train(SUMS, 2)
     assert other.evidence["sibling_loss_base"] == pytest.approx(train(SUMS[1:], 1, held_out=False).losses[0], rel=1e-4)
+
+
+def test_further_evidence_is_measured_where_it_is_asked_for(measured):
+    """And decides where it is accepted by; the adapter that is kept is the same."""
+    asked = replace(HELD_OUT, adapt=replace(HELD_OUT.adapt, measure=("kl", "seeds")))
+    found = run(MODEL, TASK, asked).records
+    agreeing = set()
+    for own, free in zip(found, measured, strict=True):
+        if own.adapted:
+            assert own.evidence["kl"] > 0 and own.evidence["seeds_agree"] in (True, False)
+            agreeing.add(own.evidence["seeds_agree"])
+            assert own.tokens["adapt"] == 2 * free.tokens["adapt"]
+        assert (own.losses, own.text_adapted, own.synthetic) == (free.losses, free.text_adapted, free.synthetic)
+        assert {**free.evidence, **own.evidence} == own.evidence
+    assert agreeing
+    vetoed = replace(asked.adapt, measure=(), accept=("sibling", "kl", "seeds"))
+    for own, free in zip(run(MODEL, TASK, replace(asked, adapt=vetoed)).records, found, strict=True):
+        assert own.evidence == free.evidence
+        assert own.reverted == (own.adapted and revert_reason(Evidence(**free.evidence), vetoed.accept) is not None)
+
+
+@pytest.mark.parametrize("scope", ["suffix", "all"])
+def test_the_kl_on_the_prompt_is_zero_where_nothing_was_learned(scope):
+    for lr, moved in ((0.0, False), (3e-2, True)):
+        rule = adamw(lr)
+        config = replace(settings(scope=scope), adapt=replace(settings(scope=scope).adapt, measure=("kl",)))
+        [record] = run(MODEL, task_of(EXAMPLES[0]), config, rule=rule, synthesizer=lambda *_: SUMS[0]).records
+        assert record.evidence["kl"] == pytest.approx(0, abs=1e-6) if not moved else record.evidence["kl"] > 1e-4
+
+
+def test_an_input_stops_early_and_its_record_says_where():
+    usual = settings()
+    [free] = run(MODEL, task_of(EXAMPLES[0]), usual, synthesizer=lambda *_: SUMS[0]).records
+    below = replace(usual, adapt=replace(usual.adapt, stop_below=(free.losses[1] + free.losses[2]) / 2))
+    [own] = run(MODEL, task_of(EXAMPLES[0]), below, synthesizer=lambda *_: SUMS[0]).records
+    assert own.losses == pytest.approx(free.losses, rel=1e-6) and own.adapted and not own.reverted
+    at_once = replace(usual, adapt=replace(usual.adapt, stop_below=1e3))
+    [own] = run(MODEL, task_of(EXAMPLES[0]), at_once, synthesizer=lambda *_: SUMS[0]).records
+    assert own.losses == free.losses[:1] and own.text_adapted == own.text_base
+
+
+def test_a_rising_held_out_loss_stops_training():
+    pairs = [SUMS[0], Synthetic("Greet Cy", (Call("greet", {"name": "Cy"}),))]
+    rising = replace(HELD_OUT, adapt=replace(HELD_OUT.adapt, stop_rising=True, lr=0.5, epochs=5))
+    [own] = run(MODEL, task_of(EXAMPLES[0]), rising, synthesizer=lambda _, attempt: pairs[attempt]).records
+    assert own.evidence["sibling_loss"] <= own.evidence["sibling_loss_base"] * (1 + 1e-5)
+    assert 0 < len(own.losses) <= 5
+    with pytest.raises(InputError, match="--adapt.stop-rising needs --synthesis.held-out"):
+        check(settings(adapt=rising.adapt))

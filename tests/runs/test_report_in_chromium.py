@@ -120,11 +120,14 @@ def test_an_input_shows_how_it_got_from_request_to_answer(opened):
             {"query": "kept", "calls": [{"name": "f", "arguments": {}}], "accepted": True, "reason": None},
             {"query": "lost", "calls": [], "accepted": False, "reason": "unknown function",
              "samples": [{"text": "a sampled answer", "reward": 0.5}]},
+            {"query": "again", "calls": [], "accepted": False, "reason": "a copy of the seed", "check": "copy"},
         ],
+        evidence={"sibling_loss_base": 1.5, "seeds_agree": False, "kl": None},
     )  # fmt: skip
     page = opened(a=Run({"gate": {"tau": 0.95}}, [fixed], None))
     text = view(page)
-    for said in ("Where to?", "< τ 0.95: uncertain", "✓ trained on", "✗ dropped: unknown function", "a sampled answer"):
+    for said in ("Where to?", "< τ 0.95: uncertain", "✓ trained on", "✗ dropped: unknown function", "a sampled answer",
+                 "✗ dropped by copy: a copy of the seed", "sibling loss base", "seeds agree"):  # fmt: skip
         assert said in text
     marked = "[...document.querySelectorAll('#input {}')].map((node) => node.textContent)"
     assert page.evaluate(marked.format("del")) == ["Bergen"]

@@ -42,3 +42,13 @@ def test_names_are_never_markup():
         text += printed(rendered(rows))
     for name in ("run [bold]x[/bold] [/]", "[red]score", "runs/[red]x[/]"):
         assert name in text
+
+
+def test_sampled_answers_and_teachers_are_shown_where_there_are_any():
+    plain = printed(summary_table(summarise(RECORDS), "run"))
+    assert "pass@" not in plain and "teacher" not in plain
+    usage = {"requests": 3, "prompt_tokens": 70, "completion_tokens": 5, "cost": 0.25}
+    pair = {"query": "q", "calls": [], "accepted": True, "reason": None, "usage": usage}
+    samples = {"samples_base": [None, None], "samples_right_base": 1, "samples_right": 2}
+    rows = cells(summary_table(summarise([Record("a", "t", "q", synthetic=[pair], **samples)]), "run"))
+    assert ["pass@1", "50.0 %", "100.0 %"] in rows and ["3", "70", "5", "0.25"] in rows

@@ -1,65 +1,70 @@
-"""Waves that decode under grammars: the host makes the next masks while the device reads, a step at a time.
+"""Lanes for rows that decode under grammars: the host makes the next masks while the device reads, a step at a time.
 
-A stand-in for `ttsi_jax.batching.lanes.Lanes`, whose rows need no host until they end. Here a wave goes to its ends
-together, and lanes are not refilled.
+They stand beside `ttsi_jax.batching.lanes.Lanes`, whose rows need no host until they end; as there, the row that waits
+longest takes the lane of one that has ended.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ttsi_jax.batching.lanes import Said, Work
+from ttsi_jax.batching.lanes import Read, Said, Work, arrivals
 from ttsi_jax.checkpoints import LanguageModel
-from ttsi_jax.guided.decoding import decode_guided
-from ttsi_jax.model.generation import Rows, Sampling
+from ttsi_jax.guided.decoding import Guided, Seat, admit, decode_guided, no_lanes
 
 
 class GuidedLanes:
-    """E rows of equal shapes at a time, each with a guide."""
+    """E lanes for rows of equal shapes, each with a guide; their arrays live while any row decodes."""
 
     def __init__(self, model: LanguageModel, size: int, n_steps: int):
+        """Prepares `size` lanes for rows that write up to `n_steps` tokens."""
         self.model, self.size, self.n_steps = model, size, n_steps
         self.waiting: deque[Work] = deque()
+        self.working: list[Work | None] = [None] * size
+        self._seats: list[Seat | None] = [None] * size
+        self._state: tuple[Guided, Read] | None = None  # with the wave that arrived last
 
     @property
     def load(self) -> int:
-        """Rows that wait."""
-        return len(self.waiting)
+        """Rows that decode or wait."""
+        return len(self.waiting) + sum(work is not None for work in self.working)
 
     def advance(self, to_the_end: bool) -> tuple[list[Work], list[tuple[Work, Said]]]:
-        """Decodes up to E rows to their ends, which is also as far as one step of this goes.
+        """Lets waiting rows into idle lanes and decodes: until all lanes are idle, or until a quarter more of them is.
 
-        Returns the rows, and again with what they said.
+        Returns the rows that decoded, and those of them that ended, with what they said.
         """
-        works = [self.waiting.popleft() for _ in range(min(self.size, len(self.waiting)))]
-        rows, places = self._seated(works)
-        seats: list[Work | None] = [None] * self.size
-        for work, place in zip(works, places, strict=True):
-            seats[place] = work
-        sampling = np.array([(seat or works[0]).sampling for seat in seats], np.float32)
-        read = works[0].prompt.read
-        written = decode_guided(
-            self.model.config, self.model.params, rows, [seat and seat.guide for seat in seats],
-            jnp.stack([(seat or works[0]).prompt.key for seat in seats]), Sampling(*map(jnp.asarray, sampling.T)),
-            read.common, n_steps=self.n_steps, scale=read.scale,
-        )  # fmt: skip
+        self._admit()
+        took_part = [work for work in self.working if work is not None]
+        idle = self.size - len(took_part)
+        enough = self.size if to_the_end else min(self.size, idle + max(1, self.size // 4))
+        assert self._state is not None, "there is work"
+        lanes, read = self._state
+        lanes = decode_guided(
+            self.model.config, self.model.params, lanes, self._seats, enough, read.common, scale=read.scale
+        )
+        self._state = lanes, read
         said = []
-        for work, place in zip(works, places, strict=True):
-            ids, cut, finite = written[place]
-            text = str(self.model.tokenizer.decode(ids, clean_up_tokenization_spaces=False))
-            said.append((work, Said([text], cut, finite, len(ids))))
-        return works, said
+        for lane, (work, seat) in enumerate(zip(self.working, self._seats, strict=True)):
+            if work is not None and seat is not None and seat.guide.done:
+                text = str(self.model.tokenizer.decode(seat.ids, clean_up_tokenization_spaces=False))
+                said.append((work, Said([text], seat.cut, seat.finite, len(seat.ids))))
+                self.working[lane], self._seats[lane] = None, None
+        if not self.load:
+            self._state = None
+        return took_part, said
 
-    def _seated(self, works: Sequence[Work]) -> tuple[Rows, Sequence[int]]:
-        """The rows as one wave, and each one's place there; a wave that was read together is not copied."""
-        reads, places = [work.prompt.read for work in works], [work.prompt.row for work in works]
-        if all(read is reads[0] for read in reads) and len(set(places)) == len(places):
-            return reads[0].rows, places
-        rows = [jax.tree.map(lambda x, i=i: x[i], read.rows) for read, i in zip(reads, places, strict=True)]
-        rows += rows[:1] * (self.size - len(rows))
-        return jax.tree.map(lambda *x: jnp.stack(x), *rows), range(len(works))
+    def _admit(self) -> None:
+        for read, moves in arrivals(self.waiting, self.working):
+            lanes = no_lanes(read.rows, self.n_steps) if self._state is None else self._state[0]
+            sources, places = np.zeros((2, self.size), np.int32)
+            sources[: len(moves)], places[: len(moves)] = zip(*moves, strict=True)
+            for _, lane in moves:
+                work = self.working[lane]
+                assert work is not None and work.guide is not None, "these lanes are for guided rows"
+                self._seats[lane] = Seat(work.guide, work.prompt.key, work.sampling)
+            n = jnp.int32(len(moves))
+            self._state = admit(lanes, read.rows, jnp.asarray(sources), jnp.asarray(places), n), read

@@ -41,6 +41,7 @@ class Read(NamedTuple):
     rows: Rows
     common: tuple[Cache, ...]  # caches before all rows' own
     scale: float  # of the adapters
+    token_log_likelihoods: Array  # [E, N, C] of the continuations that were read with the prompts
     shape: Any = None  # see `ttsi_jax.batching.waves.Shape`
 
 
@@ -71,6 +72,18 @@ class Said(NamedTuple):
     n_tokens: int  # forced ones included
 
 
+def arrivals(waiting: deque[Work], working: list[Work | None]) -> list[tuple[Read, list[tuple[int, int]]]]:
+    """Gives idle lanes (None) to those who wait: the waves they were read in, and their (row there, lane)."""
+    found: list[tuple[Read, list[tuple[int, int]]]] = []
+    for lane in [lane for lane, work in enumerate(working) if work is None][: len(waiting)]:
+        working[lane] = work = waiting.popleft()
+        read, row, _ = work.prompt
+        if not found or found[-1][0] is not read:
+            found.append((read, []))
+        found[-1][1].append((row, lane))
+    return found
+
+
 class Lanes:
     """E lanes for rows of equal shapes; their arrays live on the device while any row decodes."""
 
@@ -96,12 +109,12 @@ class Lanes:
 
         Returns the rows that decoded, and those of them that ended, with what they said.
         """
-        arrivals = self._arrivals()
+        arriving = arrivals(self.waiting, self.working)
         took_part = [work for work in self.working if work is not None]
-        for read, moves in arrivals[:-1]:
+        for read, moves in arriving[:-1]:
             self._decode(read, moves, enough=0)
         enough = self.size if to_the_end else min(self.size, len(self._idle) + max(1, self.size // 4))
-        state = self._decode(*(arrivals[-1] if arrivals else (None, [])), enough)
+        state = self._decode(*(arriving[-1] if arriving else (None, [])), enough)
         ended, generated = np.asarray(state.ended), jax.device_get(state.generated)
         said = []
         for lane, work in enumerate(self.working):
@@ -111,19 +124,6 @@ class Lanes:
         if not self.load:
             self._state = None
         return took_part, said
-
-    def _arrivals(self) -> list[tuple[Read, list[tuple[int, int]]]]:
-        """Gives idle lanes to those who wait: the waves they were read in, and their (row there, lane)."""
-        found: list[tuple[Read, list[tuple[int, int]]]] = []
-        for lane in self._idle:
-            if not self.waiting:
-                break
-            self.working[lane] = work = self.waiting.popleft()
-            read, row, _ = work.prompt
-            if not found or found[-1][0] is not read:
-                found.append((read, []))
-            found[-1][1].append((row, lane))
-        return found
 
     def _decode(self, read: Read | None, moves: list[tuple[int, int]], enough: int) -> Decoding:
         if self._state is None:

@@ -11,27 +11,31 @@ from collections import defaultdict
 from collections.abc import Callable, Generator, Hashable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from ttsi_jax.batching.guided import GuidedLanes
 from ttsi_jax.batching.inputs import Draft
-from ttsi_jax.batching.lanes import Lanes, Said, Work
-from ttsi_jax.batching.waves import Row, Waves
+from ttsi_jax.batching.lanes import Lanes, Prompt, Work
+from ttsi_jax.batching.waves import Ids, Row, Waves
 from ttsi_jax.runs.record import Record
 
 
 class Score(NamedTuple):
-    """Read a prompt with the base; gives the candidates' log-likelihoods [N] float32, and a `Prompt`."""
+    """Read a prompt with the base; gives the continuations' log-likelihoods token by token [N, C] float32 (0 after
+    their ends), and a `Prompt`."""
 
     draft: Draft
     stage: str
-    row: Row
+    row: Row  # its shape says how many continuations there may be, and of what length
+    continuations: Sequence[Ids]
 
 
 class Decode(NamedTuple):
-    """Decode after a prompt, as often as there is `work`, all of it side by side; gives a list of what was `Said`."""
+    """Decode after a prompt; gives what was `Said`."""
 
     draft: Draft
     stage: str
-    work: Sequence[Work]
+    work: Work
 
 
 class Ask(NamedTuple):
@@ -43,19 +47,43 @@ class Ask(NamedTuple):
 
 
 class Adapt(NamedTuple):
-    """Train on the input's pairs and read a prompt with the adapter; gives the loss before each step [max_steps]
-    float32 (NaN where no step was taken), what `Score` gives, and where a pair is held out its loss with the base and
-    with the adapter."""
+    """Train on the input's pairs and read a prompt with the adapter; gives what was `Learned`, without a text."""
 
     draft: Draft
     stage: str
     row: Row
+    seed: int = 0  # an input may have several adapters, of which the first is the one that is kept
 
 
-Wish = Score | Decode | Ask | Adapt
-Steps = Generator[Wish, Any, Record]  # an algorithm under way
+class Learned(NamedTuple):
+    """What training gave."""
+
+    losses: np.ndarray  # [S] float32, before each step that was taken, and before the one at which training stopped
+    scores: np.ndarray  # [N] float32, of the candidates after the prompt, with the adapter
+    prompt: Prompt  # to decode from
+    held_out: tuple[float, float] | None = None  # the loss on the held-out pair with the base and with the adapter
+    kl: float | None = None  # from the base to the adapted model on the prompt, nats per token, where that was asked
+    text: str | None = None  # the answer
+    samples: Sequence[str | None] = ()  # sampled ones
+
+
+class Together(NamedTuple):
+    """Do several parts of an algorithm side by side; gives what each returned, in their order."""
+
+    parts: Sequence[Wanting]
+
+
+Wanting = Generator[Score | Decode | Ask | Adapt | Together, Any, Any]  # a part of an algorithm
+Steps = Generator[Score | Decode | Ask | Adapt | Together, Any, Record]  # an algorithm under way
 Do = Callable[[Sequence[Any]], Iterable[Any]]  # the results of several wishes of one kind
 Charge = Callable[[Sequence[tuple[Draft, str]]], None]  # to whom, under which stage, the time since the last call goes
+
+
+class _Join:
+    """A part of an algorithm that waits for several others."""
+
+    def __init__(self, whole: Wanting, n: int):
+        self.whole, self.results, self.left = whole, [None] * n, n
 
 
 class Schedule:
@@ -64,13 +92,12 @@ class Schedule:
     def __init__(self, waves: Waves, ask: Do, adapt: Do, charge: Charge):
         self.waves, self.charge, self.size = waves, charge, waves.size
         self._ask, self._adapt = ask, adapt
-        self.scores: list[tuple[Steps, Score]] = []
-        self.rescores: dict[Hashable, list[tuple[Steps, Score]]] = defaultdict(list)  # longer prompts, by their shape
-        self.asks: list[tuple[Steps, Ask]] = []
-        self.adapts: dict[Hashable, list[tuple[Steps, Adapt]]] = defaultdict(list)  # by the shape of training
+        self.scores: dict[Hashable, list[tuple[Wanting, Score]]] = defaultdict(list)  # by the shape of a wave
+        self.adapts: dict[Hashable, list[tuple[Wanting, Adapt]]] = defaultdict(list)  # by the shape of training
+        self.asks: list[tuple[Wanting, Ask]] = []
         self.base, self.adapted = waves.lanes(), waves.lanes()  # of each, the free and the guided ones
-        self.longer: dict[Hashable, tuple[Lanes, GuidedLanes]] = defaultdict(waves.lanes)  # by shape, with the base
-        self.said: dict[int, list[Said | None]] = {}  # by the generator that waits for all of them
+        self.longer: dict[Hashable, tuple[Lanes, GuidedLanes]] = defaultdict(waves.lanes)  # for prompts of other shapes
+        self.joins: dict[Wanting, tuple[_Join, int]] = {}  # of each part that runs beside others, and its place
         self.ended: list[Record] = []
 
     def run(self, inputs: Iterable[Steps]) -> Iterator[list[Record]]:
@@ -83,74 +110,90 @@ class Schedule:
 
     def _wave(self, waiting: Iterator[Steps]) -> bool:
         """Does what most is to be gained from; False when nothing is left."""
-        size = self.size
-        training = max(self.adapts.values(), key=len, default=[])
-        rescores = max(self.rescores.values(), key=len, default=[])
-        longer = [lanes for pair in self.longer.values() for lanes in pair]
-        last = [lanes for lanes in (*self.adapted, *longer) if lanes.load]
+        size, training = self.size, _fullest(self.adapts)
         if len(training) >= size:
             self._do_some(self._adapt, training)
-        elif full := [lanes for lanes in (*last, *self.base) if lanes.load >= size]:
+        elif full := [lanes for lanes in (*self._last_lanes(), *self.base) if lanes.load >= size]:
             self._decode(full[0], to_the_end=False)
-        elif len(rescores) >= size:
-            self._do_some(self._score, rescores)
         elif len(self.asks) >= size:
             self._do_some(self._ask, self.asks)
-        elif self._gather_scores(waiting) >= size:
-            self._do_some(self._score, self.scores)
-        # No full wave is left: what may lead to more work goes first.
-        elif base := [lanes for lanes in self.base if lanes.load]:
+        elif len(scores := self._gather_scores(waiting)) >= size:
+            self._do_some(self._score, scores)
+        else:
+            return self._part_of_a_wave()
+        return True
+
+    def _part_of_a_wave(self) -> bool:
+        """The same where no full wave is left: what may lead to more work goes first."""
+        if base := [lanes for lanes in self.base if lanes.load]:
             self._decode(base[0], to_the_end=True)
-        elif self.scores:
-            self._do_some(self._score, self.scores)
         elif self.asks:
             self._do_some(self._ask, self.asks)
-        elif rescores:
-            self._do_some(self._score, rescores)
-        elif training:
+        elif scores := _fullest(self.scores):
+            self._do_some(self._score, scores)
+        elif training := _fullest(self.adapts):
             self._do_some(self._adapt, training)
-        elif last:
+        elif last := [lanes for lanes in self._last_lanes() if lanes.load]:
             self._decode(last[0], to_the_end=True)
         else:
             return False
         return True
 
-    def _gather_scores(self, waiting: Iterator[Steps]) -> int:
-        """Starts new inputs until a wave of prompts is together; the number of prompts."""
-        while len(self.scores) < self.size and (steps := next(waiting, None)) is not None:
-            self._go_on(steps, None)
-        return len(self.scores)
+    def _last_lanes(self) -> list[Lanes | GuidedLanes]:
+        """Those of final answers."""
+        return [lanes for pair in (self.adapted, *self.longer.values()) for lanes in pair]
 
-    def _go_on(self, steps: Steps, result: Any) -> None:
+    def _gather_scores(self, waiting: Iterator[Steps]) -> list[tuple[Wanting, Score]]:
+        """Starts new inputs until a wave of prompts of one shape is together; the prompts of the commonest shape."""
+        while len(_fullest(self.scores)) < self.size and (steps := next(waiting, None)) is not None:
+            self._go_on(steps, None)
+        return _fullest(self.scores)
+
+    def _go_on(self, steps: Wanting, result: Any) -> None:
         """Sends an algorithm what it waits for, and takes its next wish."""
         try:
             wish = steps.send(result)
         except StopIteration as stop:
-            self.ended.append(stop.value)
+            self._end(steps, stop.value)
             return
-        if isinstance(wish, Score):
-            own = self.scores if wish.row.shape == wish.draft.shape else self.rescores[wish.row.shape]
-            own.append((steps, wish))
+        if isinstance(wish, Together):
+            if not wish.parts:
+                return self._go_on(steps, [])
+            join = _Join(steps, len(wish.parts))
+            self.joins |= {part: (join, place) for place, part in enumerate(wish.parts)}
+            for part in wish.parts:
+                self._go_on(part, None)
+        elif isinstance(wish, Score):
+            self.scores[wish.row.shape].append((steps, wish))
         elif isinstance(wish, Ask):
             self.asks.append((steps, wish))
         elif isinstance(wish, Adapt):
             self.adapts[wish.draft.training_shape()].append((steps, wish))
         else:
-            self.said[id(steps)] = [None] * len(wish.work)
-            for place, work in enumerate(wish.work):
-                self._lanes(wish.draft, work).waiting.append(work._replace(owner=(steps, wish, place)))
+            self._lanes(wish).waiting.append(wish.work._replace(owner=(steps, wish)))
 
-    def _lanes(self, draft: Draft, work: Work) -> Lanes | GuidedLanes:
+    def _lanes(self, wish: Decode) -> Lanes | GuidedLanes:
         """Those for rows of the same shapes that have adapters or none, and a guide or none."""
-        read = work.prompt.read
-        if read.shape != draft.shape:
+        read = wish.work.prompt.read
+        if read.shape != wish.draft.shape:
             pair = self.longer[read.shape]
         else:
             pair = self.base if read.rows.adapters is None else self.adapted
-        return pair[work.guide is not None]
+        return pair[wish.work.guide is not None]
+
+    def _end(self, steps: Wanting, value: Any) -> None:
+        """Takes what an algorithm returned; the last of several parts lets their whole go on."""
+        if steps not in self.joins:
+            self.ended.append(value)
+            return
+        join, place = self.joins.pop(steps)
+        join.results[place] = value
+        join.left -= 1
+        if not join.left:
+            self._go_on(join.whole, join.results)
 
     def _score(self, wave: Sequence[Score]) -> Iterable[Any]:
-        return zip(*self.waves.score([wish.row for wish in wave], [wish.draft.names for wish in wave]), strict=True)
+        return zip(*self.waves.score([wish.row for wish in wave], [wish.continuations for wish in wave]), strict=True)
 
     def _do_some(self, do: Do, waiting: list[Any]) -> None:
         """Takes a wave from those that wait, and does it."""
@@ -165,7 +208,8 @@ class Schedule:
         took_part, said = lanes.advance(to_the_end)
         self.charge([(work.owner[1].draft, work.owner[1].stage) for work in took_part])
         for work, own in said:
-            steps, _, place = work.owner
-            self.said[id(steps)][place] = own
-            if None not in self.said[id(steps)]:
-                self._go_on(steps, self.said.pop(id(steps)))
+            self._go_on(work.owner[0], own)
+
+
+def _fullest(waiting: dict[Hashable, list[Any]]) -> list[Any]:
+    return max(waiting.values(), key=len, default=[])

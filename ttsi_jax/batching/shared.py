@@ -16,6 +16,7 @@ from ttsi_jax.batching.inputs import Draft
 from ttsi_jax.batching.waves import Pair
 from ttsi_jax.checkpoints import LanguageModel
 from ttsi_jax.config import RunConfig
+from ttsi_jax.quality.confidence import CALL_ESTIMATORS
 from ttsi_jax.runs.record import strict_json
 
 
@@ -54,6 +55,9 @@ class Shared:
         start = config.adapt.start and (config.adapt.start, config.adapt.scope, repr(config.adapt.lora))
         sampled = config.seed if config.answer.samples else None
         base = (*weights, start, config.wave, n_decoded, repr(config.answer), config.gate.score, sampled)
+        if config.gate.estimator in CALL_ESTIMATORS:  # answers are judged where they are given
+            sampling = config.synthesis.temperature, config.synthesis.top_p
+            base = (*base, config.gate.estimator, config.gate.samples, *sampling, config.seed)
         shows = config.method in ("tt-icl", "icl")
         samples = config.adapt.samples if "samples" in extras else None
         pairs = (
@@ -81,7 +85,8 @@ class Shared:
             value = yield from steps(draft)
             changed = {name: new for name, new in vars(draft.record).items() if new != getattr(before, name)}
             seconds, tokens = (_new(changed.pop(name, {}), getattr(before, name)) for name in ("seconds", "tokens"))
-            self.kept[key] = _Kept(value, changed, seconds, tokens, draft.pairs, draft.held_out, draft.shown)
+            found = list(draft.pairs), draft.held_out, list(draft.shown)  # the draft's own lists grow
+            self.kept[key] = _Kept(value, changed, seconds, tokens, *found)
             return value
         kept = self.kept[key]
         seconds, tokens = {**draft.record.seconds, **kept.seconds}, {**draft.record.tokens, **kept.tokens}

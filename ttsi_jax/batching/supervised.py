@@ -18,8 +18,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from ttsi_jax.adaptation import AdaptConfig, bind_forward, training_chunk
+from ttsi_jax.adaptation import AdaptConfig, bind_forward
 from ttsi_jax.answering import call_ids
+from ttsi_jax.batching.memory import training_chunk
 from ttsi_jax.batching.waves import Ids, Pair, Row, Shape, Waves, bucket, training_shape
 from ttsi_jax.checkpoints import LanguageModel
 from ttsi_jax.checkpoints.peft import save_peft
@@ -101,9 +102,9 @@ def save(trained: Trained, out: Path, model: LanguageModel, config: AdaptConfig)
 
 def _sequence(example: Example, encoder: PromptEncoder, model: LanguageModel) -> tuple[Ids, Pair] | None:
     """Prefix and pair of an example with one right call; None where it cannot be trained on."""
-    if example.problem is not None or len(example.gold or ()) != 1 or not example.tools:
+    if example.problem is not None or example.gold is None or len(example.gold) != 1 or not example.tools:
         return None
-    [gold] = example.gold or ()
+    gold = example.gold[0]
     try:
         prefix = encoder.prefix(example)
         prompt = encoder.suffix(example, answer_messages(example), prefix)

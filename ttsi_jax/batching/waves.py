@@ -15,10 +15,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from ttsi_jax.adaptation import AdaptConfig, adapt_wave, init_wave, repeat, training_chunk
+from ttsi_jax.adaptation import AdaptConfig, adapt_wave, init_wave, repeat
 from ttsi_jax.answering import slot_tables, special_ids
+from ttsi_jax.batching.divergence import prompt_kl_wave
 from ttsi_jax.batching.guided import GuidedLanes
 from ttsi_jax.batching.lanes import Lanes, Prompt, Read, Said, Work
+from ttsi_jax.batching.memory import training_chunk
 from ttsi_jax.checkpoints import LanguageModel
 from ttsi_jax.model.cache import PADDING, SHARED, Cache, wave_axis
 from ttsi_jax.model.config import DecoderConfig
@@ -187,21 +189,33 @@ class Waves:
     ) -> tuple[list[np.ndarray], list[Prompt]]:
         """What `score` gives, from a program's results."""
         own, common = ((), past) if wave_axis(past) is None else (past, ())
-        read = Read(Rows(scored.prompted, own, adapted.adapters), common, adapted.scale, rows[0].shape)
+        rows_read = Rows(scored.prompted, own, adapted.adapters)
+        read = Read(rows_read, common, adapted.scale, scored.token_log_likelihoods, rows[0].shape)
         scores = np.asarray(scored.log_likelihoods)
         found = [own[: len(names)] for own, names in zip(scores, candidates, strict=False)]
         return found, [Prompt(read, index, row.key) for index, row in enumerate(rows)]
 
     def losses(self, rows: Sequence[Row], pairs: Sequence[Pair], adapted: Adapted | None = None) -> list[float]:
         """The loss on one pair of each row's input, in nats per token of its answer; no adapter is trained."""
-        n_tokens, n_answer = training_shape(rows[0].shape, [pairs])
-        shape = rows[0].shape._replace(suffix=n_tokens, candidates=1, name=n_answer)
+        shape = pair_shape(rows[0].shape, pairs)
         places = [
             row._replace(suffix=pair.prompt, start=len(pair.prompt), shape=shape)
             for row, pair in zip(rows, pairs, strict=True)
         ]
         found, _ = self.score(places, [[pair.answer] for pair in pairs], adapted)
         return [-float(own[0]) / len(pair.answer) for own, pair in zip(found, pairs, strict=True)]
+
+    def prompt_kl(self, rows: Sequence[Row], adapted: Adapted) -> list[float]:
+        """How far the adapters move each row's prompt: KL(adapted || theta_0), nats per token after the prefix."""
+        tokens, past = self._place(rows, adapted.scope)
+        first, n = np.zeros((2, self.size), np.int32)
+        first[: len(rows)] = [len(row.prefix) * (adapted.scope == "all") for row in rows]
+        n[: len(rows)] = [len(row.suffix) for row in rows]
+        found = prompt_kl_wave(
+            self.model.config, self.model.params, tokens, jnp.asarray(first), jnp.asarray(n), past, adapted.adapters,
+            self.theta_0.adapters, scale=adapted.scale, n_positions=rows[0].shape.suffix,
+        )  # fmt: skip
+        return np.asarray(found)[: len(rows)].tolist()
 
     def lanes(self) -> tuple[Lanes, GuidedLanes]:
         """Idle lanes for rows that this reads, free and guided."""
@@ -226,14 +240,16 @@ class Waves:
         loss: Loss,
         config: AdaptConfig,
         start: Adapter | None = None,
-    ) -> tuple[np.ndarray, list[np.ndarray], list[Prompt]]:
+        held_out: Sequence[Pair] = (),
+    ) -> tuple[list[np.ndarray], list[np.ndarray], list[Prompt]]:
         """Trains an adapter per row on its pairs (at most `max_pairs`), for `config.epochs` passes over them, and reads
         the rows' prompts with it.
 
         `start` is the adapter that every row starts as, without a leading axis; by default theta_0, or a fresh one.
+        `held_out`: a pair per row whose loss must not rise.
 
-        Returns the loss before each step [rows, epochs * max_pairs], NaN where no step was taken, and what `score`
-        gives.
+        Returns the losses before each row's steps, float32 [at most epochs * max_pairs] (see `adapt_example`), and what
+        `score` gives.
         """
         n_pairs, n_steps = np.zeros(self.size, np.int32), np.zeros(self.size, np.int32)
         n_pairs[: len(pairs)] = [len(own) for own in pairs]
@@ -246,6 +262,10 @@ class Waves:
         whole = config.scope == "all"
         shape, extras = (n_tokens + n_prefix * whole, n_answer), needed(loss)
         batches = [self._full_batch(prefixes, own, shape, whole, extras, config.samples) for own in per_pair]
+        watched = None
+        if held_out:
+            own_tokens, own_answer = training_shape(rows[0].shape, [held_out])
+            watched = self._batch(prefixes, held_out, own_tokens + n_prefix * whole, own_answer, whole)
         prompts = self._prompts(rows, candidates, config.scope)
         sizes = batches[0].tokens.ids.shape[1], 0 if whole else n_prefix, n_answer
         n_sequences = 1 + ("rejected" in extras) + config.samples * ("samples" in extras)
@@ -254,14 +274,15 @@ class Waves:
         theta_0 = self.theta_0.adapters
         start = theta_0 if start is None else start
         adapters, states = init_wave(init_keys, self.model.config, config.lora, rule, jnp.asarray(n_steps), start)
-        adapters, losses, scored = adapt_and_score(
+        adapters, losses, n_losses, scored = adapt_and_score(
             self.model.config, self.model.params, rule.step, loss, adapters, states,
             jax.tree.map(lambda *x: jnp.stack(x, axis=1), *batches), jnp.asarray(n_pairs), jnp.asarray(n_steps),
-            step_keys, *prompts, theta_0, max_steps=config.epochs * max_pairs, scale=config.lora.scale, chunk=chunk,
-            remat=remat,
+            step_keys, *prompts, theta_0, watched, max_steps=config.epochs * max_pairs, scale=config.lora.scale,
+            chunk=chunk, remat=remat, stop_below=-np.inf if config.stop_below is None else config.stop_below,
         )  # fmt: skip
         adapted = Adapted(adapters, config.lora.scale, config.scope)
-        return np.asarray(losses)[: len(rows)], *self._read(rows, candidates, scored, prompts[-1], adapted)
+        taken = [own[:n] for own, n in zip(np.asarray(losses), np.asarray(n_losses), strict=True)]
+        return taken[: len(rows)], *self._read(rows, candidates, scored, prompts[-1], adapted)
 
     def _full_batch(
         self,
@@ -321,19 +342,21 @@ def adapt_and_score(
     candidates: Candidates,
     past: tuple[Cache, ...],
     theta_0: Adapter | None = None,
+    held_out: Batch | None = None,
     *,
     max_steps: int,
     scale: float,
     chunk: int,
     remat: bool,
-) -> tuple[Adapter, Array, Scored]:
+    stop_below: Array | float = -jnp.inf,
+) -> tuple[Adapter, Array, Array, Scored]:
     """`adapt_wave`, and `score_wave` with what it learned, in one program; the adapters are donated."""
-    adapters, losses = adapt_wave(
-        config, params, rule_step, loss, adapters, states, batches, n_pairs, n_steps, keys, past, theta_0,
-        max_steps=max_steps, scale=scale, chunk=chunk, remat=remat,
+    adapters, losses, n_losses = adapt_wave(
+        config, params, rule_step, loss, adapters, states, batches, n_pairs, n_steps, keys, past, theta_0, held_out,
+        max_steps=max_steps, scale=scale, chunk=chunk, remat=remat, stop_below=stop_below,
     )  # fmt: skip
     scored = score_wave(config, params, prompts, starts, candidates, past, adapters, scale=scale)
-    return adapters, losses, scored
+    return adapters, losses, n_losses, scored
 
 
 def training_shape(shape: Shape, pairs: Sequence[Sequence[Pair]]) -> tuple[int, int]:
@@ -344,6 +367,12 @@ def training_shape(shape: Shape, pairs: Sequence[Sequence[Pair]]) -> tuple[int, 
         bucket(max(len(pair.prompt) + length for pair, length in zip(flat, longest, strict=True)), shape.suffix),
         bucket(max(longest), ANSWER_SIZES),
     )
+
+
+def pair_shape(shape: Shape, pairs: Sequence[Pair]) -> Shape:
+    """The shape of a wave that reads one pair's request per row, and then its answer as the one continuation."""
+    n_tokens, n_answer = training_shape(shape, [pairs])
+    return shape._replace(suffix=n_tokens, candidates=1, name=n_answer)
 
 
 def pad(rows: Sequence[Ids], shape: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:

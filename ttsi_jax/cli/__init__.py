@@ -14,7 +14,7 @@ import tyro
 from jax.errors import JaxRuntimeError
 from rich.console import Console
 
-from ttsi_jax.cli.arguments import Compare, Export, Models, Report, Run, Sft, Tasks
+from ttsi_jax.cli.arguments import Compare, Export, Models, Report, Run, Sft, Tasks, run_of
 from ttsi_jax.errors import InputError, ModelFileError
 from ttsi_jax.runs.signals import Interrupts
 from ttsi_jax.runs.table import shown
@@ -63,6 +63,8 @@ def run(args: Run) -> int:
     if any(record.adapted for record in result.records):
         output.print(examples_table(result.records))
     output.print(summary_table(result.summary, f"{task.name} · {model.name} · {config.method}"))
+    if args.gate.tau == "auto":
+        _say(f"--gate.tau auto: {result.summary['tau']:.4g}, by {result.summary['tau_by']}")
     _say(f"compiling took {result.summary['compile_seconds']:.0f} s, and is not in the stages' seconds")
     failed = [record for record in result.records if record.error is not None]
     for record in failed:
@@ -153,7 +155,9 @@ def tasks(args: Tasks) -> int:
 
 def main(argv: list[str] | None = None) -> int:
     """Runs a command; returns its exit code."""
-    commands = {Run: run, Sft: sft, Compare: compare, Report: report, Export: export, Models: models, Tasks: tasks}
+    argv = sys.argv[1:] if argv is None else argv
+    commands = {run_of(argv): run, Sft: sft, Compare: compare, Report: report}
+    commands |= {Export: export, Models: models, Tasks: tasks}
     sys.path.append(os.getcwd())  # where a user's own rules, losses and estimators lie
     try:
         with Interrupts():

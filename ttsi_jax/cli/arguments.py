@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields, make_dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_type_hints
 
 import tyro
 
 from ttsi_jax.adaptation import AdaptConfig
 from ttsi_jax.config import RunConfig
+from ttsi_jax.quality.presets import PRESETS
 from ttsi_jax.runs.directory import named_after
 
 
@@ -20,6 +22,7 @@ class Run(RunConfig):
     Attributes:
         model: a hub name, a directory, a .gguf file, or an alias (see `ttsi-jax models`).
         task: a task name (see `ttsi-jax tasks`), or a .jsonl or .json file.
+        preset: settings to begin with: the `paper`'s, or `recommended` ones (see docs/quality.md); other options win.
         limit: only the first so many inputs.
         data: folder of the task files that do not come with a package.
         dtype: float32 or bfloat16; by default float32 on CPU and bfloat16 elsewhere.
@@ -29,6 +32,7 @@ class Run(RunConfig):
 
     model: str
     task: str
+    preset: Literal["paper", "recommended"] = "paper"
     limit: int | None = None
     data: Path | None = None
     dtype: str | None = None
@@ -68,6 +72,19 @@ class Sft:
     limit: int | None = None
     data: Path | None = None
     dtype: str | None = None
+
+
+def run_of(argv: Sequence[str]) -> type[Run]:
+    """`Run` with the defaults of the preset that is named in the arguments."""
+    named = [value for option, value in zip(argv, [*argv[1:], ""], strict=True) if option == "--preset"]
+    named += [option.removeprefix("--preset=") for option in argv if option.startswith("--preset=")]
+    preset = PRESETS.get(named[-1] if named else "paper")
+    if preset is None:
+        return Run  # which refuses it
+    hints = get_type_hints(RunConfig)
+    values = [(f.name, hints[f.name], getattr(preset, f.name)) for f in fields(RunConfig)]
+    defaults = [(name, hint, field(default_factory=lambda value=value: value)) for name, hint, value in values]
+    return make_dataclass("Run", defaults, bases=(Run,), frozen=True, kw_only=True, namespace={"__doc__": Run.__doc__})
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ makes the next masks while the device reads the tokens that were fed.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from typing import NamedTuple
 
@@ -22,12 +23,28 @@ from ttsi_jax.model.decoder import Params, Tokens, forward, logits
 from ttsi_jax.model.generation import Rows, Sampling, sample
 
 
-class GuidedText(NamedTuple):
-    """What one row wrote."""
+class Guided(NamedTuple):
+    """E lanes, each with a row that decodes or has ended; every array has a leading axis E."""
 
-    ids: list[int]
-    cut: bool  # whether it had to be closed before the model would have
-    finite: bool  # whether all logits were
+    rows: Rows  # as they were read
+    own: Cache  # [M] what each row has been fed
+    scores: Array  # [V] float32, logits of the next token
+
+
+@dataclass(eq=False)
+class Seat:
+    """One row on its way through its grammar."""
+
+    guide: Guide
+    key: Array  # a scalar key, into which the number of the tokens so far is folded
+    sampling: Sampling
+    ids: list[int] = field(default_factory=list)  # what it wrote
+    finite: bool = True  # whether all logits were
+
+    @property
+    def cut(self) -> bool:
+        """Whether it had to be closed before the model would have."""
+        return self.guide.cut
 
 
 def unpack(masks: Array, size: int) -> Array:
@@ -37,14 +54,14 @@ def unpack(masks: Array, size: int) -> Array:
 
 
 @jax.jit
-def mask_and_sample(scores: Array, masks: Array, keys: Array, step: Array, sampling: Sampling) -> tuple[Array, Array]:
+def mask_and_sample(scores: Array, masks: Array, keys: Array, n_fed: Array, sampling: Sampling) -> tuple[Array, Array]:
     """A token per row from those that its mask allows.
 
     Args:
         scores: [E, V] float32 logits.
         masks: [E, ceil(V / 32)] uint32, see `unpack`.
         keys: [E] one random key per row; results do not depend on other rows.
-        step: int32, folded into the keys.
+        n_fed: [E] int32, folded into the keys.
         sampling: of each row, arrays [E] float32.
 
     Returns:
@@ -52,7 +69,7 @@ def mask_and_sample(scores: Array, masks: Array, keys: Array, step: Array, sampl
     """
     finite = jnp.all(jnp.isfinite(scores), axis=-1)
     allowed = jnp.where(unpack(masks, scores.shape[-1]), scores, -jnp.inf)
-    return sample(jax.vmap(jax.random.fold_in, (0, None))(keys, step), allowed, sampling), finite
+    return sample(jax.vmap(jax.random.fold_in)(keys, n_fed), allowed, sampling), finite
 
 
 @partial(jax.jit, static_argnames=("config", "scale"))
@@ -62,7 +79,7 @@ def read_tokens(
     rows: Rows,
     own: Cache,
     ids: Array,
-    step: Array,
+    n_fed: Array,
     common: tuple[Cache, ...] = (),
     *,
     scale: float = 1.0,
@@ -73,7 +90,7 @@ def read_tokens(
         rows: as `score_wave` read them, with the past and the adapters that they were read with.
         own: [E, M] the rows' own caches, with the tokens of the steps before.
         ids: [E] int32 the tokens fed; -1 in rows that have ended.
-        step: int32, tokens fed before this one.
+        n_fed: [E] int32, tokens fed to each row before this one.
         common: read-only caches before all rows' own, without a leading axis.
 
     Returns:
@@ -81,7 +98,7 @@ def read_tokens(
     """
     tokens = Tokens(
         jnp.maximum(ids, 0)[:, None],
-        (rows.prompts.position + step)[:, None],
+        (rows.prompts.position + n_fed)[:, None],
         jnp.where(ids < 0, PADDING, SHARED)[:, None],
     )
 
@@ -93,53 +110,69 @@ def read_tokens(
 
 
 @partial(jax.jit, donate_argnames=("own",))
-def append(own: Cache, new: Cache, step: Array) -> Cache:
+def append(own: Cache, new: Cache, n_fed: Array) -> Cache:
     """The rows' caches with the tokens of a step; a program of its own, since in that of the forward step, which reads
     these caches, XLA would copy them first."""
-    return jax.vmap(write, (0, 0, None))(own, new, step)
+    return jax.vmap(write)(own, new, n_fed)
+
+
+@partial(jax.jit, static_argnames=("n_steps",))
+def no_lanes(like: Rows, n_steps: int) -> Guided:
+    """E lanes without rows, for rows of these shapes that write up to `n_steps` tokens (M)."""
+    own = jax.vmap(partial(empty, n_slots=n_steps))(like.prompts.cache)
+    return Guided(jax.tree.map(jnp.zeros_like, like), own, jnp.zeros_like(like.prompts.logits))
+
+
+@partial(jax.jit, donate_argnames=("lanes",))
+def admit(lanes: Guided, rows: Rows, sources: Array, places: Array, n: Array) -> Guided:
+    """Lets row sources[i] into lane places[i], for i < n; both [E] int32. Nothing is left of the row before."""
+
+    def put(index: Array, lanes: Guided) -> Guided:
+        row = jax.tree.map(lambda x: jax.lax.dynamic_index_in_dim(x, sources[index], keepdims=False), rows)
+        begins = Guided(row, empty(row.prompts.cache, lanes.own.positions.shape[1]), row.prompts.logits)
+        return jax.tree.map(lambda x, new: jax.lax.dynamic_update_index_in_dim(x, new, places[index], 0), lanes, begins)
+
+    return jax.lax.fori_loop(0, n, put, lanes)
 
 
 def decode_guided(
     config: DecoderConfig,
     params: Params,
-    rows: Rows,
-    guides: Sequence[Guide | None],
-    keys: Array,
-    sampling: Sampling,
+    lanes: Guided,
+    seats: Sequence[Seat | None],
+    enough: int,
     common: tuple[Cache, ...] = (),
     *,
-    n_steps: int,
     scale: float = 1.0,
-) -> list[GuidedText]:
-    """Decodes rows until each guide is done, or has gone `n_steps` steps.
+) -> Guided:
+    """Decodes the rows in their lanes until `enough` lanes are idle; a row's result does not depend on the others.
 
     Args:
-        rows, common: see `read_tokens`.
-        guides: one per row, each with a room of at most `n_steps`; a row without one writes nothing.
-        keys: [E] one random key per row; a row folds the number of its tokens so far into its own.
-        sampling: of each row, arrays [E] float32.
+        lanes: E lanes, whose own caches are used up.
+        seats: of each lane, and changed; None, or one whose guide is done, is idle. A guide's room is at most M.
+        common: see `read_tokens`.
     """
-    own = jax.vmap(partial(empty, n_slots=n_steps))(rows.prompts.cache)
-    under_way = [(row, guide) for row, guide in enumerate(guides) if guide is not None]
-    written: list[list[int]] = [[] for _ in guides]
-    scores, all_finite = rows.prompts.logits, np.ones(len(guides), bool)
-    grammars = under_way[0][1].grammars
+    under_way = [(lane, seat) for lane, seat in enumerate(seats) if seat is not None and not seat.guide.done]
+    if not under_way:
+        return lanes
+    some, grammars = under_way[0][1], under_way[0][1].guide.grammars
+    guides = [seat and seat.guide for seat in seats]
+    keys = jnp.stack([(seat or some).key for seat in seats])
+    sampling = Sampling(*map(jnp.asarray, np.array([(seat or some).sampling for seat in seats], np.float32).T))
     masks = grammars.masks(guides)
-    for step in range(n_steps):
-        proposals, finite = mask_and_sample(scores, jnp.asarray(masks), keys, jnp.int32(step), sampling)
-        proposals, finite = np.asarray(proposals), np.asarray(finite)
-        fed = np.full(len(guides), -1, np.int32)
-        for row, guide in under_way:
-            all_finite[row] &= finite[row]
-            fed[row] = guide.take(int(proposals[row]))
-            written[row].append(int(fed[row]))
-        under_way = [(row, guide) for row, guide in under_way if not guide.done]
+    while True:
+        n_fed = jnp.asarray([len(seat.ids) if seat else 0 for seat in seats], jnp.int32)
+        proposals, finite = map(np.asarray, mask_and_sample(lanes.scores, jnp.asarray(masks), keys, n_fed, sampling))
+        fed = np.full(len(seats), -1, np.int32)
+        for lane, seat in under_way:
+            seat.finite &= bool(finite[lane])
+            fed[lane] = seat.guide.take(int(proposals[lane]))
+            seat.ids.append(int(fed[lane]))
+        under_way = [(lane, seat) for lane, seat in under_way if not seat.guide.done]
         if not under_way:
-            break
-        scores, new = read_tokens(config, params, rows, own, jnp.asarray(fed), jnp.int32(step), common, scale=scale)
-        own = append(own, new, jnp.int32(step))
+            return lanes
+        read = read_tokens(config, params, lanes.rows, lanes.own, jnp.asarray(fed), n_fed, common, scale=scale)
+        lanes = lanes._replace(own=append(lanes.own, read[1], n_fed), scores=read[0])
+        if len(seats) - len(under_way) >= enough:
+            return lanes
         masks = grammars.masks(guides)  # while the device reads the tokens
-    return [
-        GuidedText(ids, guide is not None and guide.cut, bool(ok))
-        for ids, guide, ok in zip(written, guides, all_finite, strict=True)
-    ]

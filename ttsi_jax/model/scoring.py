@@ -39,6 +39,7 @@ class Scored(NamedTuple):
     """What one reading of a prompt gives."""
 
     log_likelihoods: Array  # [N] float32 nats: log P(candidate | past, prompt); 0 for a row of length 0
+    token_log_likelihoods: Array  # [N, C] float32 nats: of each token after those before it; 0 after a row's end
     prompted: Prompted
 
 
@@ -81,9 +82,11 @@ def score(
     opening = scores[candidates.ids[:, 0]] - jax.nn.logsumexp(scores)
     own_hidden = hidden[prompt.ids.shape[0] :].reshape(n, c, -1)
     later = jax.lax.map(lambda own: log_probs(*own), (own_hidden[:, :-1], candidates.ids[:, 1:]))
-    log_likelihoods = jnp.sum(jnp.where(real, jnp.concatenate([opening[:, None], later], axis=1), 0.0), axis=1)
+    by_token = jnp.where(real, jnp.concatenate([opening[:, None], later], axis=1), 0.0)
     own_cache = first(cache, prompt.ids.shape[0], start)
-    return Scored(log_likelihoods, Prompted(next_scores, own_cache, prompt.positions[start - 1] + 1))
+    return Scored(
+        jnp.sum(by_token, axis=1), by_token, Prompted(next_scores, own_cache, prompt.positions[start - 1] + 1)
+    )
 
 
 @partial(jax.jit, static_argnames=("config", "scale"))

@@ -19,6 +19,7 @@ from ttsi_jax.runs.scores import read_plain
 from ttsi_jax.tasks import Call, Task, Tool, call_correct, check_call
 
 COLLAPSE = 0.5  # the share of the base's margin below which the adapter's has collapsed
+NEAR = 0.1  # nats per token that the adapted model may be away from the base on the prompt
 
 
 class Evidence(NamedTuple):
@@ -29,6 +30,13 @@ class Evidence(NamedTuple):
     valid: bool | None = None  # whether the adapted answer consists of calls that `check_call` takes
     margin_base: float | None = None  # the gate's certainty
     margin: float | None = None  # the same with the adapter
+    kl: float | None = None  # KL(adapted || base) on the input's prompt, nats per token
+    seeds_agree: bool | None = None  # whether an adapter of another seed makes the same calls
+
+    def record(self) -> dict[str, float | bool | None]:
+        """As it stands in a run's records: what was not asked to be measured is left out."""
+        optional = {name for name in ("kl", "seeds_agree") if getattr(self, name) is None}
+        return {name: value for name, value in self._asdict().items() if name not in optional}
 
 
 def gather(
@@ -36,12 +44,15 @@ def gather(
     margins: tuple[float | None, float],
     calls: Sequence[Call] | None,
     tools: Sequence[Tool],
+    kl: float | None = None,
+    seeds_agree: bool | None = None,
 ) -> Evidence:
-    """The evidence on an input: a held-out example's losses and the gate's certainties (of the base, with the adapter)
-    and the adapted answer's calls."""
+    """The evidence on an input: a held-out example's losses and the gate's certainties (of the base, with the adapter),
+    the adapted answer's calls, and what else was measured."""
     valid = bool(calls) and all(check_call(call, tools) is None for call in calls or ())
     before, after = map(_finite, sibling_losses or (None, None))
-    return Evidence(before, after, valid, *map(_finite, margins))
+    margin_base, margin = map(_finite, margins)
+    return Evidence(before, after, valid, margin_base, margin, _finite(kl), seeds_agree)
 
 
 Condition = Callable[[Evidence], str | None]
@@ -68,10 +79,27 @@ def margin(evidence: Evidence) -> str | None:
     return None if after >= COLLAPSE * before else f"the margin fell from {before:.3g} to {after:.3g}"
 
 
-CONDITIONS: dict[str, Condition] = {"sibling": sibling, "valid": valid, "margin": margin}
-RULES = [  # all that can accept anything
-    ("sibling", *vetoes) for n in range(len(CONDITIONS)) for vetoes in combinations(("valid", "margin"), n)
-]
+def kl(evidence: Evidence) -> str | None:
+    """The adapter left the model near the base on the input's own prompt, which it was not trained on."""
+    if evidence.kl is None:
+        return "the divergence from the base was not measured"
+    return None if evidence.kl <= NEAR else f"the model went {evidence.kl:.3g} nats per token away from the base"
+
+
+def seeds(evidence: Evidence) -> str | None:
+    """An adapter trained on the same pairs from another seed makes the same calls."""
+    if evidence.seeds_agree is None:
+        return "no adapter of another seed was trained"
+    return None if evidence.seeds_agree else "an adapter of another seed answers otherwise"
+
+
+CONDITIONS: dict[str, Condition] = {"sibling": sibling, "valid": valid, "margin": margin, "kl": kl, "seeds": seeds}
+
+
+def rules(names: Iterable[str] = CONDITIONS) -> list[tuple[str, ...]]:
+    """All rules of these conditions that can accept anything."""
+    vetoes = [name for name in names if name != "sibling"]
+    return [("sibling", *some) for n in range(len(vetoes) + 1) for some in combinations(vetoes, n)]
 
 
 def revert_reason(evidence: Evidence, rule: Sequence[str]) -> str | None:

@@ -93,6 +93,14 @@ def examine(pair: Synthetic, evidence: Evidence, names: Sequence[str] = tuple(CH
     return pair._replace(reason=reason, check=check)
 
 
+def examine_again(pair: Synthetic, evidence: Evidence, names: Sequence[str], room: int) -> Synthetic:
+    """The same for one of several pairs that were written side by side, once the better ones are kept: it may repeat
+    one of them, or there may be no room left."""
+    if pair.reason is None and room < 1:
+        return pair._replace(reason="others are better", check="choice")
+    return examine(pair, evidence, [name for name in names if name == "copy"])
+
+
 def normal(text: str) -> str:
     """Text without case, accents, punctuation, white space and polite words, for comparing requests."""
     letters = "".join(x for x in unicodedata.normalize("NFKD", text.casefold()) if not unicodedata.combining(x))

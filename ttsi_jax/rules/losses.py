@@ -38,6 +38,12 @@ def kl_anchored(
     return cross_entropy + beta * kl, {"cross_entropy": cross_entropy, "kl": kl}
 
 
+def kl_to_theta_0(forward: Forward, adapter: Adapter, batch: Batch) -> Array:
+    """Mean KL(adapted || theta_0) of the next token along the answer, a float32 scalar."""
+    log_p, anchor = _log_probs(forward, adapter, batch), _log_probs(forward, None, batch)
+    return _mean(jnp.sum(jnp.exp(log_p) * (log_p - anchor), axis=-1), batch.weights)
+
+
 def entropy(forward: Forward, adapter: Adapter, batch: Batch, key: Array) -> tuple[Array, Metrics]:
     """Mean entropy of the next-token distributions along the answer: be surer, without labels.
 

@@ -35,8 +35,10 @@ def summary_table(summary: Mapping[str, Any], title: str) -> Table:
     """Accuracies before and after, what was fixed and broken, counts of inputs, and seconds per stage of one run."""
     table = Table.grid(padding=(0, 0, 1, 0))
     table.title = shown(title)
-    for rows in (accuracies(summary), inputs(summary), adaptations(summary), stages(summary)):
-        table.add_row(rendered(rows))
+    for rows in (accuracies(summary), passes(summary), inputs(summary), adaptations(summary), teacher(summary)):
+        if rows.rows:
+            table.add_row(rendered(rows))
+    table.add_row(rendered(stages(summary)))
     return table
 
 
@@ -70,6 +72,18 @@ def accuracies(summary: Mapping[str, Any]) -> Rows:
         before, after = _accuracy(summary, f"{metric}_accuracy_base"), _accuracy(summary, f"{metric}_accuracy")
         rows.append((metric, before, after, str(fixed), str(broke), f"{mcnemar_p(fixed, broke):.2g}"))
     return Rows(("accuracy", "before", "after", "fixed", "broke", "McNemar p"), rows)
+
+
+def passes(summary: Mapping[str, Any]) -> Rows:
+    before, after = summary["pass_at_base"], summary["pass_at"]
+    rows = [(f"pass@{k}", f"{100 * before[k]:.1f} %", f"{100 * after[k]:.1f} %") for k in before]
+    return Rows(("sampled answers", "before", "after"), rows)
+
+
+def teacher(summary: Mapping[str, Any]) -> Rows:
+    names = ("requests", "prompt_tokens", "completion_tokens", "cost")
+    row = tuple(f"{summary['teacher'].get(name, 0):g}" for name in names)
+    return Rows(("teacher's requests", "prompt tokens", "answer tokens", "cost"), [row] if summary["teacher"] else [])
 
 
 def inputs(summary: Mapping[str, Any]) -> Rows:

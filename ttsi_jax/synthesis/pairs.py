@@ -27,7 +27,10 @@ class SynthesisConfig:
         form: what the model writes: `pair`, `request`, or `auto`: `request` where answers have the form `keys`, else
           `pair`. Or `package.module:object`: a `Synthesizer`, or a function of an example and the number of the attempt
           (from 0) to a `Synthetic`, which may take its pairs from anywhere.
-        tries: attempts per wanted pair before an input keeps its base answer.
+        tries: attempts per wanted pair, or rounds of candidates, before an input keeps its base answer.
+        candidates: pairs that are written side by side, of which the best are kept, by the likelihood of their calls
+          and by how unlike each other they are; 1 takes the first good ones.
+        diversity: of the choice among candidates: 0 takes the likeliest, 1 the least alike.
         temperature: of sampling.
         top_p: of sampling.
         max_tokens: most tokens of a request (form `request`).
@@ -43,6 +46,8 @@ class SynthesisConfig:
     choose: Literal["nearest", "random"] = "nearest"
     form: str = "auto"
     tries: int = 3
+    candidates: int = 1
+    diversity: float = 0.3
     temperature: float = 0.7
     top_p: float = 0.95
     max_tokens: int = 64

@@ -21,7 +21,7 @@ from ttsi_jax.runs.gate_quality import Curve
 from ttsi_jax.runs.groups import Run
 from ttsi_jax.runs.record import Record, strict_json
 from ttsi_jax.runs.summary import base_and_final, outcome, summarise
-from ttsi_jax.runs.table import Rows, accuracies, adaptations, inputs, stages
+from ttsi_jax.runs.table import Rows, accuracies, adaptations, inputs, passes, stages, teacher
 
 SCRIPTS = ("dom.js", "charts.js", "input.js", "browser.js", "app.js")
 CORNERS = 300  # of a curve in a plot: more cannot be seen
@@ -76,13 +76,15 @@ def _run(name: str, run: Run) -> dict[str, Any]:
     reasons = [(reason, str(count)) for reason, count in summary["reasons"].items()]
     tables = (
         accuracies(summary),
+        passes(summary),
+        teacher(summary),
         inputs(summary),
         adaptations(summary),
         stages(summary),
         Rows(("reason", "count"), reasons),
     )
     gate = run.config.get("gate")
-    tau = gate.get("tau") if isinstance(gate, dict) else None
+    tau = (run.summary or {}).get("tau", gate.get("tau") if isinstance(gate, dict) else None)  # chosen, or given
     return {
         "name": name,
         "finished": run.summary is not None,

@@ -10,6 +10,7 @@ function inputView(record, run) {
     part("Margin", margin(record, run.tau)),
     part("Examples that it wrote for itself", synthetic(record.synthetic)),
     part("Training loss", losses(record.losses)),
+    part("Measured without a label", evidence(record.evidence)),
     part("Seconds", seconds(record)),
   ];
 }
@@ -70,7 +71,7 @@ function synthetic(pairs) {
   if (!pairs.length) return null;
   return h("ol", { class: "pairs" }, pairs.map((pair) => h("li", { class: pair.accepted ? "accepted" : "rejected" },
     h("p", { class: "said" }, pair.query || "(no request)"), h("pre", {}, callsText(pair.calls)),
-    h("p", { class: pair.accepted ? "good" : "bad" }, pair.accepted ? "✓ trained on" : `✗ dropped${pair.reason ? `: ${pair.reason}` : ""}`),
+    h("p", { class: pair.accepted ? "good" : "bad" }, pair.accepted ? "✓ trained on" : `✗ dropped${pair.check ? ` by ${pair.check}` : ""}${pair.reason ? `: ${pair.reason}` : ""}`),
     (pair.samples || []).map((sample) => h("pre", { class: "soft" }, `${number(sample.reward)}  ${sample.text}`)))));
 }
 
@@ -80,6 +81,14 @@ function losses(values) {
   const whole = { format: (value) => (Number.isInteger(value) ? String(value) : "") };
   return chart({ title: "", x: { ...whole, label: "step" }, y: { format: (value) => number(value) }, height: 170,
     lines: [{ points, style: "series-call", dots: points.map(([step, loss]) => `step ${step}: ${number(loss, 4)}`) }] });
+}
+
+function evidence(found) {
+  const known = Object.entries(found || {}).filter(([, value]) => value !== null);
+  if (!known.length) return null;
+  const said = (value) => (typeof value === "number" ? number(value) : value ? "yes" : "no");
+  const rows = known.map(([name, value]) => h("tr", {}, h("th", { scope: "row" }, name.replaceAll("_", " ")), h("td", {}, said(value))));
+  return h("table", { class: "candidates" }, h("tbody", {}, rows));
 }
 
 function callsText(calls) {

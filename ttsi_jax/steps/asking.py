@@ -1,0 +1,96 @@
+"""Asking the model: reading prompts, and decoding what it says after them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import jax
+import numpy as np
+
+from ttsi_jax.answering import Answerer
+from ttsi_jax.batching.inputs import ANSWER, Draft
+from ttsi_jax.batching.lanes import GREEDY, Prompt, Said, Work
+from ttsi_jax.batching.schedule import Decode, Score, Together, Wanting
+from ttsi_jax.batching.waves import Ids, Row
+from ttsi_jax.checkpoints import LanguageModel
+from ttsi_jax.config import Parts, RunConfig
+from ttsi_jax.guided.masks import Grammars, Guide
+from ttsi_jax.model.generation import Sampling
+from ttsi_jax.synthesis import Synthesizer
+from ttsi_jax.tasks import Tool
+from ttsi_jax.tasks.prompts import OPENING, PromptEncoder
+
+NOT_FINITE = "a score is not finite"
+
+
+class Asking:
+    """What a step may ask for, with the settings of a run bound."""
+
+    def __init__(self, config: RunConfig, parts: Parts, encoder: PromptEncoder, model: LanguageModel):
+        self.config, self.parts, self.encoder = config, parts, encoder
+        self.stop, self.context_length = model.stop_ids[:1], model.config.context_length
+        guided = parts.answerer.schema is not None
+        self.grammars = Grammars(model.tokenizer, model.config.vocab_size, model.stop_ids) if guided else None
+        self.n_opening = len(encoder.fragment(OPENING))
+        self.n_decoded = max(config.answer.max_tokens, config.synthesis.max_tokens)
+
+    def read(self, draft: Draft, stage: str, row: Row) -> Wanting:
+        """The candidates' log-likelihoods [N] after a row's prompt, and the prompt for decoding."""
+        log_likelihoods, prompt = yield Score(draft, stage, row, draft.names)
+        draft.count(stage, len(row.prefix) + len(row.suffix))
+        return log_likelihoods, prompt
+
+    def decode(self, draft: Draft, stage: str, work: Work) -> Wanting:
+        """What the model said."""
+        said: Said = yield Decode(draft, stage, work)
+        draft.count(stage, said.n_tokens)
+        return said
+
+    def scores(self, draft: Draft, log_likelihoods: np.ndarray) -> np.ndarray:
+        if self.config.gate.score == "sum":
+            return log_likelihoods
+        return log_likelihoods / np.array([len(name) for name in draft.names], np.float32)
+
+    def answer_row(self, draft: Draft) -> Row:
+        """The input with its answer prompt."""
+        return self.opened_row(draft, draft.opened, self.parts.answerer, ANSWER)
+
+    def opened_row(self, draft: Draft, suffix: Ids, answerer: Answerer, *purpose: int) -> Row:
+        """A prompt that ends with an answer's opening; the answer starts before that where the model writes it."""
+        return draft.row(suffix, *purpose, start=len(suffix) - (0 if answerer.opened else self.n_opening))
+
+    def guide(self, draft: Draft, part: Answerer | Synthesizer, limit: int) -> Guide | None:
+        """Through what the model may write, of at most `limit` tokens; None: anything. Raises InputError where no call
+        of the input's functions is so short."""
+        if self.grammars is None or part.schema is None:
+            return None
+        return self.grammars.guide(part.schema(draft.example.tools), limit)
+
+    def fill_in(
+        self, answerer: Answerer, draft: Draft, prompt: Prompt, tool: Tool, stage: str, sampling: Sampling = GREEDY
+    ) -> Wanting:
+        """The answer with this tool (None where a logit was not finite), and whether a part of it was cut. Raises what
+        `guide` does."""
+        script = answerer.script(self.encoder, tool, self.config.answer)
+        guide = self.guide(draft, answerer, self.config.answer.max_tokens)
+        said = yield from self.decode(draft, stage, Work(prompt, script, sampling, guide=guide))
+        return answerer.text(tool, said.texts) if said.finite else None, said.cut
+
+    def fill_in_all(
+        self,
+        answerer: Answerer,
+        draft: Draft,
+        prompt: Prompt,
+        tool: Tool,
+        stage: str,
+        samplings: Sequence[Sampling],
+    ) -> Wanting:
+        """The texts of several answers with this tool, decoded side by side; each has its own random numbers."""
+        prompts = [prompt._replace(key=jax.random.fold_in(prompt.key, number)) for number in range(len(samplings))]
+        own = zip(prompts, samplings, strict=True)
+        filled = yield Together([self.fill_in(answerer, draft, prompt, tool, stage, how) for prompt, how in own])
+        return [text for text, _ in filled]
+
+    def samplings(self, n: int) -> list[Sampling]:
+        """Of n answers to a pair's request."""
+        return [Sampling(self.config.synthesis.temperature, self.config.synthesis.top_p)] * n

@@ -1,0 +1,210 @@
+"""G: writing pairs, labelling and checking them, and making training sequences of the good ones."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+
+import numpy as np
+
+from ttsi_jax.answering import KEYS, LINE, TEXT, Answerer, Slot, call_ids, read_calls
+from ttsi_jax.batching.inputs import CHECKING, SAMPLES, SYNTHESIS, Draft
+from ttsi_jax.batching.lanes import Work
+from ttsi_jax.batching.schedule import Ask, Together, Wanting
+from ttsi_jax.batching.waves import Ids, Pair
+from ttsi_jax.checkpoints import LanguageModel
+from ttsi_jax.config import Parts, RunConfig
+from ttsi_jax.errors import InputError
+from ttsi_jax.model.generation import Sampling
+from ttsi_jax.quality.asking import best_first
+from ttsi_jax.quality.checks import ASKING, Evidence, examine, examine_again
+from ttsi_jax.rules.extras import corrupted, reward
+from ttsi_jax.rules.interface import needed
+from ttsi_jax.steps.asking import NOT_FINITE, Asking
+from ttsi_jax.synthesis import Synthesizer, Synthetic
+from ttsi_jax.tasks import Call
+from ttsi_jax.tasks.prompts import OPENING, PromptEncoder, answer_messages
+
+NO_ROOM = "the pair does not fit the model's context"
+
+
+class Writing(Asking):
+    """Training examples for one input."""
+
+    def __init__(self, config: RunConfig, parts: Parts, encoder: PromptEncoder, model: LanguageModel):
+        super().__init__(config, parts, encoder, model)
+        self.in_context = config.method in ("tt-icl", "icl")  # pairs are shown, not trained on
+        self.extras = () if self.in_context else needed(parts.loss)
+
+    def write_pairs(self, draft: Draft) -> Wanting:
+        """Writes pairs until there are enough, the tries are used up, or there can be no more."""
+        settings, n_written, ended = self.config.synthesis, 0, False
+        n = settings.k + settings.held_out
+        room = lambda: n - len(draft.pairs) - bool(draft.held_out)  # noqa: E731
+        while room() and n_written < max(n, settings.candidates) * settings.tries and not ended:
+            attempts = range(n_written, n_written + settings.candidates)
+            pairs = yield Together([self.attempt(draft, number) for number in attempts])
+            if len(pairs) > 1:
+                pairs = yield from best_first(draft, pairs, partial(self.training_pair, draft), settings.diversity)
+            for pair in pairs:
+                again = examine_again(pair, self.evidence(draft, pair), settings.checks, room())
+                pair = self.keep_if_good(draft, again)
+                if pair.reason is None and not draft.held_out and "samples" in self.extras:
+                    yield from self.sample_answers(draft, pair)
+            n_written, ended = n_written + settings.candidates, any(pair.last for pair in pairs)
+        if not draft.pairs:
+            last = draft.record.synthetic[-1]["reason"]
+            draft.note(reason=last if ended else f"no usable pair in {n_written} tries")
+
+    def attempt(self, draft: Draft, number: int) -> Wanting:
+        """One pair, labelled and checked; every attempt has its own random numbers."""
+        pair = yield from self.write(draft, number)
+        if not (pair.calls or pair.reason):
+            pair = yield from self.label(draft, pair)
+        return (yield from self.examine(draft, pair, number))
+
+    def write(self, draft: Draft, attempt: int) -> Wanting:
+        """A pair from the model or from elsewhere."""
+        synthesizer, settings = self.parts.synthesizer, self.config.synthesis
+        if not isinstance(synthesizer, Synthesizer):
+            return (yield Ask(draft, "synthesize", attempt))
+        slot = Slot(TEXT, limit=self.config.answer.max_tokens)
+        if synthesizer.line:
+            slot = Slot(LINE, limit=settings.max_tokens)
+        try:
+            guide = self.guide(draft, synthesizer, slot.limit)
+        except InputError as error:
+            return Synthetic("", (), str(error))
+        _, prompt = yield from self.read(draft, "synthesize", draft.row(draft.request, SYNTHESIS, attempt))
+        work = Work(prompt, [slot], Sampling(settings.temperature, settings.top_p), guide=guide)
+        said = yield from self.decode(draft, "synthesize", work)
+        if not said.finite:
+            return Synthetic("", (), NOT_FINITE)
+        pair = synthesizer.read(said.texts[0])
+        if said.cut and (synthesizer.line or guide) and not pair.reason:
+            what = "request" if synthesizer.line else "pair"
+            pair = pair._replace(reason=f"the {what} was cut at {slot.limit} tokens")
+        return pair
+
+    def label(self, draft: Draft, pair: Synthetic) -> Wanting:
+        """The pair with the call that the model answers its request with: guided, where answers are; else the function
+        that its scoring picks, and each value decoded after its key."""
+        answerer = KEYS if self.parts.answerer.schema is None else self.parts.answerer
+        try:
+            text, cut, _ = yield from self.reply(draft, pair, answerer, SYNTHESIS)
+        except InputError as error:
+            return pair._replace(reason=str(error))
+        reason = NOT_FINITE if text is None else "a value was cut" if cut else None
+        return pair._replace(calls=tuple(read_calls(text) or ()), reason=reason)
+
+    def reply(self, draft: Draft, pair: Synthetic, answerer: Answerer, *purpose: int, n_samples: int = 0) -> Wanting:
+        """The model's own answer to a new request (None where a score or logit was not finite), whether a part of it
+        was cut, and sampled answers. Raises what `label_prompt` does."""
+        row = self.opened_row(draft, self.label_prompt(draft, pair), answerer, *purpose)
+        log_likelihoods, prompt = yield from self.read(draft, "synthesize", row)
+        tool = draft.tool(draft.best(self.scores(draft, log_likelihoods)))
+        text, cut = yield from self.fill_in(answerer, draft, prompt, tool, "synthesize")
+        samplings = self.samplings(n_samples)
+        samples = yield from self.fill_in_all(answerer, draft, prompt, tool, "synthesize", samplings)
+        return text if np.all(np.isfinite(log_likelihoods)) else None, cut, samples
+
+    def label_prompt(self, draft: Draft, pair: Synthetic) -> Ids:
+        """The answer prompt of a new request, after the prefix.
+
+        Raises:
+            InputError: the chat template refuses the request, or it is too long.
+        """
+        messages = answer_messages(draft.example, pair.asked())
+        suffix = self.encoder.suffix(draft.example, messages, draft.prefix, OPENING)
+        room = self.context_length - len(draft.prefix) - self.n_decoded
+        if len(suffix) > min(draft.room, room):
+            raise InputError("the request is too long")
+        return suffix
+
+    def evidence(self, draft: Draft, pair: Synthetic) -> Evidence:
+        """What checks know without asking the model."""
+        synthesizer, example = self.parts.synthesizer, draft.example
+        kept = [other["query"] for other in draft.record.synthetic if other["accepted"]]
+        told = synthesizer.prompt(example)[0] if isinstance(synthesizer, Synthesizer) else ""
+        return Evidence(example.query, pair.tools or example.tools, kept, told)
+
+    def examine(self, draft: Draft, pair: Synthetic, number: int) -> Wanting:
+        """The pair, with the reason to drop it where a check finds one. The model answers the pair's request again only
+        where a check asks for that and the others found nothing."""
+        checks, evidence = self.config.synthesis.checks, self.evidence(draft, pair)
+        pair = examine(pair, evidence, [name for name in checks if name not in ASKING])
+        asking = [name for name in checks if name in ASKING]
+        if pair.reason or not asking:
+            return pair
+        purpose, n = (CHECKING, number), self.config.synthesis.labels * ("agreement" in asking)
+        try:
+            text, _, samples = yield from self.reply(draft, pair, self.parts.answerer, *purpose, n_samples=n)
+        except InputError as error:
+            return pair._replace(reason=str(error))
+        evidence = evidence._replace(reread=read_calls(text), relabelled=[*map(read_calls, samples)])
+        return examine(pair, evidence, asking)
+
+    def keep_if_good(self, draft: Draft, pair: Synthetic) -> Synthetic:
+        """Records a pair with the outcome of its checks, and makes a training sequence of a good one."""
+        if pair.reason is None:
+            try:
+                sequence = self.training_pair(draft, pair)
+                if len(draft.pairs) < self.config.synthesis.k:
+                    if self.in_context:
+                        draft.shown = [*draft.shown, (pair.asked(), pair.calls)]
+                    draft.pairs.append(sequence)
+                else:
+                    draft.held_out = sequence
+            except InputError as error:
+                pair = pair._replace(reason=str(error))
+        draft.note(synthetic=[*draft.record.synthetic, pair.record()])
+        return pair
+
+    def training_pair(self, draft: Draft, pair: Synthetic) -> Pair:
+        """The training sequence of a pair.
+
+        Raises:
+            InputError: the chat template refuses the request, or the sequence is too long for the model.
+        """
+        if self.in_context and len(draft.pairs) < self.config.synthesis.k:
+            self.shown_prompt(draft, [*draft.shown, (pair.asked(), pair.calls)])
+        prompt = self.encoder.suffix(draft.example, answer_messages(draft.example, pair.asked()), draft.prefix)
+        answer = call_ids(self.encoder, pair.calls[0]) + self.stop
+        wrong = corrupted(pair, pair.tools or draft.example.tools) if "rejected" in self.extras else None
+        rejected = () if wrong is None else call_ids(self.encoder, wrong) + self.stop
+        if len(draft.prefix) + len(prompt) + max(len(answer), len(rejected)) > self.context_length:
+            raise InputError(NO_ROOM)
+        return Pair(prompt, answer, rejected)
+
+    def shown_prompt(self, draft: Draft, shown: Sequence[tuple[str, Sequence[Call]]]) -> Ids:
+        """The answer prompt after the prefix, with examples before the request. Raises what `training_pair` does."""
+        messages = answer_messages(draft.example, shown=shown)
+        suffix = self.encoder.suffix(draft.example, messages, draft.prefix, OPENING)
+        if len(draft.prefix) + len(suffix) + self.n_decoded > self.context_length:
+            raise InputError(NO_ROOM)
+        return suffix
+
+    def sample_answers(self, draft: Draft, pair: Synthetic) -> Wanting:
+        """Samples answers to the request of the newest pair, with the pair's function, and rewards them."""
+        answerer = self.parts.answerer
+        suffix = draft.pairs[-1].prompt + (self.encoder.fragment(OPENING) if answerer.opened else ())
+        if len(suffix) > draft.room:
+            for _ in range(self.config.adapt.samples):
+                self.add_sample(draft, pair, "")
+            return
+        _, prompt = yield from self.read(draft, "synthesize", draft.row(suffix, SAMPLES, len(draft.pairs)))
+        tools = {tool.name: tool for tool in pair.tools or draft.example.tools}
+        samplings, tool = self.samplings(self.config.adapt.samples), tools[pair.calls[0].name]
+        for text in (yield from self.fill_in_all(answerer, draft, prompt, tool, "synthesize", samplings)):
+            self.add_sample(draft, pair, text or "")
+
+    def add_sample(self, draft: Draft, pair: Synthetic, text: str) -> None:
+        """Adds a sampled answer to the input's newest pair, and to its record."""
+        calls, newest, entry = read_calls(text), draft.pairs[-1], draft.record.synthetic[-1]
+        ids = (call_ids(self.encoder, calls[0]) if calls else self.encoder.fragment(text)) + self.stop
+        value = reward(calls, pair, pair.tools or draft.example.tools)
+        if not text or len(draft.prefix) + len(newest.prompt) + len(ids) > self.context_length:
+            ids, value = (), 0.0
+        draft.pairs[-1] = newest._replace(samples=(*newest.samples, ids), rewards=(*newest.rewards, value))
+        samples = [*entry.get("samples", []), {"text": text, "reward": value}]
+        draft.note(synthetic=[*draft.record.synthetic[:-1], {**entry, "samples": samples}])
