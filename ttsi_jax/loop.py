@@ -6,12 +6,9 @@ the adapters.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Container, Iterable, Iterator, Sequence
-from dataclasses import asdict
 from functools import partial
 from itertools import groupby
 from operator import attrgetter
@@ -30,10 +27,11 @@ from ttsi_jax.checkpoints.peft import WEIGHTS, load_start
 from ttsi_jax.config import Parts, RunConfig, automatic, check, find_parts
 from ttsi_jax.errors import InputError
 from ttsi_jax.runs.clock import CompileClock
-from ttsi_jax.runs.directory import RunDirectory, open_run, read_summary
+from ttsi_jax.runs.directory import ENVIRONMENT, RunDirectory, open_run, read_summary
 from ttsi_jax.runs.environment import environment
 from ttsi_jax.runs.record import Record
 from ttsi_jax.runs.scores import f1
+from ttsi_jax.runs.shards import INPUTS, SETTING, Shard, division, part_of
 from ttsi_jax.runs.summary import summarise
 from ttsi_jax.tasks import Task
 from ttsi_jax.tasks.prompts import PromptEncoder
@@ -57,6 +55,7 @@ def run(
     config: RunConfig = RunConfig(),  # noqa: B008 - frozen
     *,
     out: str | PathLike[str] | None = None,
+    shard: Shard | None = None,
     progress: Progress = lambda stage, done, known: None,
     **parts: Any,
 ) -> Result:
@@ -67,6 +66,7 @@ def run(
         task: as `load_task` gives it.
         config: the method and its settings.
         out: a directory to keep the run in; the same call resumes it. None keeps nothing.
+        shard: takes only this part of the inputs; `ttsi_jax.runs.shards.merge` joins the parts.
         progress: called with a stage's name, inputs done and inputs known of so far, after every wave.
         parts: objects in the place of those that the configuration names: `rule`, `loss`, `estimator`, `synthesizer`,
             `answerer` (see `ttsi_jax.config.Parts`). A kept run knows them by name and a hash of what they do, and
@@ -80,7 +80,7 @@ def run(
     config = automatic(config).with_parts(parts)
     check(config)
     weights = {"model": model.name, "checksum": model.checksum, "dtype": str(model.params["embed"].dtype)}
-    described = weights | {"task": task.name, "inputs": fingerprint(task)}
+    described = weights | {"task": task.name, "inputs": task.fingerprint}
     with CompileClock() as clock:
         found = find_parts(config, parts)
         if parts or ":" in config.adapt.rule + config.adapt.loss:  # not the library's own: explain before anything runs
@@ -93,32 +93,35 @@ def run(
             described |= {"start": checksum([Path(config.adapt.start) / WEIGHTS])}
         if out is not None and config.adapt.reset == "never" and not config.adapt.save:
             raise InputError("a run with --adapt.reset never can only be resumed with its adapters: add --adapt.save")
+        if shard is not None and config.adapt.reset == "never":
+            raise InputError(f"--adapt.reset never ties all inputs together: they cannot be divided (--shard {shard})")
+        own = task if shard is None else part_of(task, shard)
         if out is None:
-            return loop.result(list(loop.records(task)), task)
+            others = {example.id for example in task.examples} - {example.id for example in own.examples}
+            return loop.result(list(loop.records(task, others)), own)
+        described |= {SETTING: str(shard)} if shard else {}
         with open_run(out, described | config.to_dict()) as directory:
-            directory.write_environment(environment() | {"seed": config.seed, "weights": weights})
-            return _run_in(directory, loop, task)
+            directory.write(ENVIRONMENT, environment() | {"seed": config.seed, "weights": weights})
+            if shard is not None:
+                directory.write(INPUTS, division(task, shard))
+            return _run_in(directory, loop, task, own)
 
 
-def _run_in(directory: RunDirectory, loop: Loop, task: Task) -> Result:
-    left = [example for example in task.examples if example.id not in directory.finished]
+def _run_in(directory: RunDirectory, loop: Loop, task: Task, own: Task) -> Result:
+    """Goes on with `own` inputs of a task; all of them together choose their shapes."""
+    own_ids = [example.id for example in own.examples]
+    left = set(own_ids) - directory.finished.keys()
     if not left and (summary := read_summary(directory.path)) is not None:
-        return Result([directory.finished[example.id] for example in task.examples], summary)
+        return Result([directory.finished[id] for id in own_ids], summary)
     if loop.config.adapt.save:
-        finished = [directory.finished[example.id] for example in task.examples if example.id in directory.finished]
+        finished = [directory.finished[id] for id in own_ids if id in directory.finished]
         loop.keep = partial(save_adapters, directory.path)
         loop.resume_after(finished, directory.path)
-    for record in loop.records(task, directory.finished):
+    for record in loop.records(task, {example.id for example in task.examples} - left):
         directory.append([record])
-    result = loop.result(list((directory.finished | directory.failed).values()), task)
-    directory.complete([example.id for example in task.examples], result.summary)
+    result = loop.result(list((directory.finished | directory.failed).values()), own)
+    directory.complete(own_ids, result.summary)
     return result
-
-
-def fingerprint(task: Task) -> str:
-    """A short hash of a task's inputs, so that a run is not resumed with others."""
-    text = json.dumps([asdict(example) for example in task.examples], sort_keys=True, default=sorted)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 class Loop:
