@@ -61,7 +61,7 @@ def pieces(name: str, program: Program, flops: Flops) -> list[Piece]:
         tokens, _, candidates, past, adapters = rest
         return [_reading(config, params, tokens, candidates, past, adapters, program.options["scale"], flops)]
     if name.startswith("decode"):
-        return [_decoding(config, params, *rest[:2], program.options["scale"], flops)]
+        return [_decoding(config, params, rest[0], rest[1], program.options["scale"], flops)]
     rule_step, loss, adapters, states, batches, _, _, keys, tokens, _, candidates, past, _ = rest
     options = program.options
     own = (adapters, states, batches, keys, past)

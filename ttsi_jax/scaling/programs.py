@@ -124,7 +124,8 @@ def _decoding(config: DecoderConfig, params: Any, rows: Rows, n_steps: int, scal
     """Lanes that decode rows of these shapes."""
     wave = rows.prompts.position.shape[0]
     lanes = jax.eval_shape(lambda rows: nothing_decoding(rows, n_steps, n_steps), rows)
-    script = Script(*(_ints(wave, n_steps) for _ in range(3)), _ints(wave))
+    slots = _ints(wave, n_steps)
+    script = Script(slots, slots, slots, _ints(wave))
     table = lambda dtype: _array((BOOLEAN, config.vocab_size), dtype)  # noqa: E731
     tables = SlotTables(table(jnp.int8), table(jnp.bool_), table(jnp.bool_))
     keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), wave))
@@ -134,7 +135,7 @@ def _decoding(config: DecoderConfig, params: Any, rows: Rows, n_steps: int, scal
     return Program(decode_wave, arguments, {"scale": scale})
 
 
-def _array(shape: tuple[int, ...], dtype: Any) -> jax.ShapeDtypeStruct:
+def _array(shape: tuple[int, ...], dtype: Any) -> Any:
     return jax.ShapeDtypeStruct(shape, dtype)
 
 
