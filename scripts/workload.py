@@ -52,6 +52,10 @@ SHAPES: dict[str, dict[str, Any]] = {  # config.json of models whose weights a b
         "hidden_size": 1536, "intermediate_size": 8960, "num_hidden_layers": 28, "num_attention_heads": 12,
         "num_key_value_heads": 2, "tie_word_embeddings": True,
     },
+    "qwen2.5-7b": _QWEN2 | {
+        "vocab_size": 152064, "hidden_size": 3584, "intermediate_size": 18944, "num_hidden_layers": 28,
+        "num_attention_heads": 28, "num_key_value_heads": 4, "tie_word_embeddings": False,
+    },
 }  # fmt: skip
 
 

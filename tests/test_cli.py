@@ -269,6 +269,20 @@ def test_a_termination_signal_is_an_interrupt(model, monkeypatch):
     assert run(model) == 130
 
 
+def test_shards_are_joined(model, capsys):
+    base = ("--method", "base")
+    assert run(model, *base, "--out", "whole") == run(model, *base, "--shard", "1/2", "--out", "a") == 0
+    assert "1 of 3 inputs of mine" in capsys.readouterr().err
+    assert main(["merge", "a", "--out", "joined"]) == cli.SOME_FAILED
+    out, err = capsys.readouterr()
+    assert "shard 2/2 is not given: inputs that are missing: 2" in err and "--out joined" in err
+    assert "run: joined, 1 of 3 inputs" in out
+    assert run(model, *base, "--shard", "2/2", "--out", "b") == main(["merge", "a", "b", "--out", "joined"]) == 0
+    assert "mine · tiny · base" in capsys.readouterr().out and lines("joined") == lines("whole")
+    assert main(["compare", "whole", "joined"]) == 0
+    assert run(model, "--shard", "3/2") == run(model, "--shard", "1/9") == main(["merge", "a", "a", "--out", "c"]) == 2
+
+
 def test_compare_and_report(model, capsys):
     for method in ("base", "tt-si"):
         run(model, "--method", method, "--out", method)

@@ -12,7 +12,7 @@ import pytest
 import ttsi_jax
 from tiny_runs import EXAMPLES, TASK, gate, settings, task_of, timeless, tiny_model, untimed, with_template
 from ttsi_jax.errors import InputError
-from ttsi_jax.loop import Loop, fingerprint, run
+from ttsi_jax.loop import Loop, run
 from ttsi_jax.runs.directory import read_records
 from ttsi_jax.runs.record import Record, to_json
 from ttsi_jax.tasks import Task
@@ -89,7 +89,7 @@ def test_a_run_is_kept(tmp_path, gated):
     assert json.loads((path / "summary.json").read_text()) == summary
     kept = json.loads((path / "config.json").read_text())
     weights = {"model": "tiny", "checksum": MODEL.checksum, "dtype": "float32"}
-    assert kept == weights | {"task": "tiny", "inputs": fingerprint(TASK)} | config.to_dict()
+    assert kept == weights | {"task": "tiny", "inputs": TASK.fingerprint} | config.to_dict()
     environment = json.loads((path / "environment.json").read_text())
     assert (environment["seed"], environment["weights"]) == (config.seed, weights)
     assert {"python", "versions", "jax", "revision"} < environment.keys()
@@ -157,9 +157,9 @@ def test_progress_tells_how_many_inputs_are_done_of_those_known():
 def test_a_tasks_fingerprint_is_the_same_in_every_process():
     """Sets have another order in every process."""
     program = (
-        "from tiny_runs import EXAMPLES, example; from ttsi_jax.loop import fingerprint; from ttsi_jax.tasks import *\n"
+        "from tiny_runs import EXAMPLES, example; from ttsi_jax.tasks import *\n"
         "gold = GoldCall('add', dict.fromkeys('abcdefgh', (1, 2)), frozenset('abcdefgh'))\n"
-        "print(fingerprint(Task('t', (*EXAMPLES, example('eight', 'What?', gold=(gold,))))))"
+        "print(Task('t', (*EXAMPLES, example('eight', 'What?', gold=(gold,)))).fingerprint)"
     )
     paths = os.pathsep.join([str(Path(__file__).parent), str(Path(ttsi_jax.__file__).parents[1])])
 

@@ -6,13 +6,10 @@ the adapters.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict
 from functools import partial
 from itertools import groupby
 from operator import attrgetter
@@ -37,11 +34,12 @@ from ttsi_jax.quality.confidence import CallEstimator
 from ttsi_jax.quality.thresholds import Chosen, automatic_tau, labelled
 from ttsi_jax.rules.identity import digest
 from ttsi_jax.runs.clock import CompileClock
-from ttsi_jax.runs.directory import RunDirectory, open_run, read_summary
+from ttsi_jax.runs.directory import ENVIRONMENT, RunDirectory, open_run, read_summary
 from ttsi_jax.runs.environment import environment
 from ttsi_jax.runs.groups import load_run
 from ttsi_jax.runs.record import Record
 from ttsi_jax.runs.scores import f1
+from ttsi_jax.runs.shards import INPUTS, SETTING, Shard, division, part_of
 from ttsi_jax.runs.summary import summarise
 from ttsi_jax.synthesis.training import seen_by
 from ttsi_jax.tasks import Task
@@ -67,6 +65,7 @@ def run(
     config: RunConfig = RunConfig(),  # noqa: B008 - frozen
     *,
     out: str | PathLike[str] | None = None,
+    shard: Shard | None = None,
     progress: Progress = lambda stage, done, known: None,
     shared: Shared | None = None,
     **parts: Any,
@@ -78,6 +77,7 @@ def run(
         task: as `load_task` gives it.
         config: the method and its settings.
         out: a directory to keep the run in; the same call resumes it. None keeps nothing.
+        shard: takes only this part of the inputs; `ttsi_jax.runs.shards.merge` joins the parts.
         progress: called with a stage's name, inputs done and inputs known of so far, after every wave.
         shared: `Shared.between_runs()`, given to several runs that should compute once what they have in common.
         parts: objects in the place of those that the configuration names: `rule`, `loss`, `estimator`, `synthesizer`,
@@ -92,7 +92,7 @@ def run(
     config = automatic(config).with_parts(parts)
     check(config)
     weights = {"model": model.name, "checksum": model.checksum, "dtype": str(model.params["embed"].dtype)}
-    described = weights | {"task": task.name, "inputs": fingerprint(task)}
+    described = weights | {"task": task.name, "inputs": task.fingerprint}
     with CompileClock() as clock:
         found = find_parts(config, parts)
         if parts or ":" in config.adapt.rule + config.adapt.loss:  # not the library's own: explain before anything runs
@@ -109,32 +109,35 @@ def run(
             raise InputError("a run with --adapt.reset never can only be resumed with its adapters: add --adapt.save")
         if loop.labelled:
             described |= {"labelled": digest(loop.labelled)}
+        if shard is not None and config.adapt.reset == "never":
+            raise InputError(f"--adapt.reset never ties all inputs together: they cannot be divided (--shard {shard})")
+        own = task if shard is None else part_of(task, shard)
         if out is None:
-            return loop.result(list(loop.records(task)), task)
+            others = {example.id for example in task.examples} - {example.id for example in own.examples}
+            return loop.result(list(loop.records(task, others)), own)
+        described |= {SETTING: str(shard)} if shard else {}
         with open_run(out, described | config.to_dict()) as directory:
-            directory.write_environment(environment() | {"seed": config.seed, "weights": weights})
-            return _run_in(directory, loop, task)
+            directory.write(ENVIRONMENT, environment() | {"seed": config.seed, "weights": weights})
+            if shard is not None:
+                directory.write(INPUTS, division(task, shard))
+            return _run_in(directory, loop, task, own)
 
 
-def _run_in(directory: RunDirectory, loop: Loop, task: Task) -> Result:
-    left = [example for example in task.examples if example.id not in directory.finished]
+def _run_in(directory: RunDirectory, loop: Loop, task: Task, own: Task) -> Result:
+    """Goes on with `own` inputs of a task; all of them together choose their shapes."""
+    own_ids = [example.id for example in own.examples]
+    left = set(own_ids) - directory.finished.keys()
     if not left and (summary := read_summary(directory.path)) is not None:
-        return Result([directory.finished[example.id] for example in task.examples], summary)
+        return Result([directory.finished[id] for id in own_ids], summary)
     if loop.config.adapt.save:
-        finished = [directory.finished[example.id] for example in task.examples if example.id in directory.finished]
+        finished = [directory.finished[id] for id in own_ids if id in directory.finished]
         loop.keep = partial(save_adapters, directory.path)
         loop.resume_after(finished, directory.path)
-    for record in loop.records(task, directory.finished):
+    for record in loop.records(task, {example.id for example in task.examples} - left, directory.finished):
         directory.append([record])
-    result = loop.result(list((directory.finished | directory.failed).values()), task)
-    directory.complete([example.id for example in task.examples], result.summary)
+    result = loop.result(list((directory.finished | directory.failed).values()), own)
+    directory.complete(own_ids, result.summary)
     return result
-
-
-def fingerprint(task: Task) -> str:
-    """A short hash of a task's inputs, so that a run is not resumed with others."""
-    text = json.dumps([asdict(example) for example in task.examples], sort_keys=True, default=sorted)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 class Loop:
@@ -163,26 +166,29 @@ class Loop:
         self.keep: Callable[..., None] | None = None
         self.lap = 0.0
 
-    def records(self, task: Task, finished: Mapping[str, Record] = MappingProxyType({})) -> Iterator[Record]:
-        """Takes a task's inputs, but for those `finished`, to their ends; yields each record when it is there."""
+    def records(
+        self, task: Task, others: Container[str] = (), known: Mapping[str, Record] = MappingProxyType({})
+    ) -> Iterator[Record]:
+        """Takes a task's inputs, but for `others` (ids), to their ends; yields each record when it is there. `known`
+        are records of earlier."""
         drafts, length = list[Draft](), self.model.config.context_length
         for example in task.examples:
             draft = prepare(example, task.name, self.encoder, self.config, length, self.parts.synthesizer)
             if isinstance(draft, Draft):
                 draft.note(seen=draft.record.fingerprint in self.seen)
                 drafts.append(draft)
-            elif draft.id not in finished:
+            elif draft.id not in others:
                 yield draft
         assign_shapes(drafts, self.config.wave)
 
-        left = [draft for draft in drafts if draft.example.id not in finished]
+        left = [draft for draft in drafts if draft.example.id not in others]
         if self.config.adapt.reset == "example":  # else they go in the task's order, whatever their shapes
             places = {shape: place for place, shape in enumerate(dict.fromkeys(draft.shape for draft in left))}
             left.sort(key=lambda draft: places[draft.shape])
         self.algorithm.reached, self.algorithm.done = Counter(), Counter()
         self.seconds_since_lap()
         if self.config.gate.tau == "auto":
-            self.choose_tau(drafts[: self.config.gate.calibration or None], finished)
+            self.choose_tau(drafts[: self.config.gate.calibration or None], known)
         self.algorithm.reached["score"] = len(left)
         queue = deque(left)
         del drafts, left  # what is finished is let go
@@ -196,11 +202,11 @@ class Loop:
                 yield ended
                 self.report()
 
-    def choose_tau(self, drafts: Sequence[Draft], finished: Mapping[str, Record]) -> None:
-        """Chooses tau by the certainties of these inputs; resumed or not, it is the same."""
-        ordered = sorted((d for d in drafts if d.example.id not in finished), key=SHAPE)
+    def choose_tau(self, drafts: Sequence[Draft], known: Mapping[str, Record]) -> None:
+        """Chooses tau by the certainties of these inputs; resumed, divided among hosts or not, it is the same."""
+        ordered = sorted((d for d in drafts if d.example.id not in known), key=SHAPE)
         self.algorithm.reached["gauge"] = len(ordered)
-        known = dict(finished)
+        known = dict(known)
         for ended in self.side_by_side(self.algorithm.gauge, ordered):
             known |= {record.id: record for record in ended}
         certainties = [known[draft.example.id].uncertainty for draft in drafts]

@@ -24,7 +24,7 @@ def test_a_run_is_written_and_read_again(tmp_path):
     path = tmp_path / "deep" / "run"
     with open_run(path, CONFIG) as run:
         assert run.finished == {}
-        run.write_environment({"python": "3"})
+        run.write("environment.json", {"python": "3"})
         run.append([record("b"), record("a")])
         run.append([record("c", error="no candidates")])
         run.complete(["a", "b", "c"], {"n": 3, "share": float("nan")})

@@ -1,4 +1,4 @@
-"""The command line: `ttsi-jax run | sft | compare | report | export | models | tasks`.
+"""The command line: `ttsi-jax run | merge | sft | compare | report | export | models | tasks`.
 
 Exit codes: 0 done; 1 finished, but some inputs failed; 2 bad arguments or input; 3 a model file that cannot be used;
 130 interrupted, and the same command resumes.
@@ -14,7 +14,7 @@ import tyro
 from jax.errors import JaxRuntimeError
 from rich.console import Console
 
-from ttsi_jax.cli.arguments import Compare, Export, Models, Report, Run, Sft, Tasks, run_of
+from ttsi_jax.cli.arguments import Compare, Export, Merge, Models, Report, Run, Sft, Tasks, run_of
 from ttsi_jax.errors import InputError, ModelFileError
 from ttsi_jax.runs.signals import Interrupts
 from ttsi_jax.runs.table import shown
@@ -30,12 +30,14 @@ def run(args: Run) -> int:
     from ttsi_jax.loop import run as run_task
     from ttsi_jax.runs.clock import keep_programs
     from ttsi_jax.runs.progress import progress_bars
+    from ttsi_jax.runs.shards import parse_shard, part_of
     from ttsi_jax.runs.table import examples_table, summary_table
     from ttsi_jax.tasks import load_task
 
     config, directory = automatic(args.config()), args.directory()
     check(config)
     find_parts(config, {})  # a wrong name ends it before anything is loaded
+    shard = None if args.shard is None else parse_shard(args.shard)
     if args.answer.form == "auto":
         _say(f"--answer.form auto: {config.answer.form}")
     if args.compile_cache is not None:
@@ -43,7 +45,8 @@ def run(args: Run) -> int:
     task = load_task(args.task, data_dir=args.data, limit=args.limit)
     for problem in task.problems:
         _say(f"cannot be used: {problem}")
-    _say(f"{len(task.examples)} inputs of {task.name}; loading {args.model}")
+    n_own = f"{len(part_of(task, shard).examples)} of " if shard else ""
+    _say(f"{n_own}{len(task.examples)} inputs of {task.name}; loading {args.model}")
     model = load_model(args.model, dtype=args.dtype)
     _say(f"the run is kept in {directory}")
     resume = f"finished inputs are in {directory}, and the same command resumes the run"
@@ -54,7 +57,7 @@ def run(args: Run) -> int:
                 interrupts.check()
                 show(stage, done, known)
 
-            result = run_task(model, task, config, out=directory, progress=progress)
+            result = run_task(model, task, config, out=directory, shard=shard, progress=progress)
     except KeyboardInterrupt:
         _say(f"interrupted; {resume}")
         return INTERRUPTED
@@ -71,6 +74,28 @@ def run(args: Run) -> int:
         _say(f"failed: input '{record.id}': {record.error}")
     output.print(shown(f"run: {directory}"), soft_wrap=True)
     return SOME_FAILED if failed else DONE
+
+
+def merge(args: Merge) -> int:
+    from ttsi_jax.runs.groups import load_run
+    from ttsi_jax.runs.shards import merge as join
+    from ttsi_jax.runs.table import summary_table
+
+    merged = join(args.runs, args.out)
+    for record in merged.failed:
+        _say(f"failed: input '{record.id}': {record.error}")
+    for number, count in merged.missing.items():
+        there = "unfinished" if number in {shard.number for shard in merged.given} else "not given"
+        _say(f"shard {number}/{merged.given[0].of} is {there}: inputs that are missing: {count}")
+    run = load_run(args.out)
+    if merged.missing:
+        _say(f"to do the rest: the same `ttsi-jax run` without --shard and with --out {args.out}")
+    elif run.summary is not None:
+        output.print(
+            summary_table(run.summary, f"{run.config['task']} · {run.config['model']} · {run.config['method']}")
+        )
+    output.print(shown(f"run: {args.out}, {len(run.records)} of {merged.n} inputs"), soft_wrap=True)
+    return SOME_FAILED if merged.failed or merged.missing else DONE
 
 
 def sft(args: Sft) -> int:
@@ -156,7 +181,7 @@ def tasks(args: Tasks) -> int:
 def main(argv: list[str] | None = None) -> int:
     """Runs a command; returns its exit code."""
     argv = sys.argv[1:] if argv is None else argv
-    commands = {run_of(argv): run, Sft: sft, Compare: compare, Report: report}
+    commands = {run_of(argv): run, Merge: merge, Sft: sft, Compare: compare, Report: report}
     commands |= {Export: export, Models: models, Tasks: tasks}
     sys.path.append(os.getcwd())  # where a user's own rules, losses and estimators lie
     try:

@@ -24,6 +24,7 @@ class Run(RunConfig):
         task: a task name (see `ttsi-jax tasks`), or a .jsonl or .json file.
         preset: settings to begin with: the `paper`'s, or `recommended` ones (see docs/quality.md); other options win.
         limit: only the first so many inputs.
+        shard: i/n takes the i-th of n parts of the inputs, which cost about the same; see `ttsi-jax merge`.
         data: folder of the task files that do not come with a package.
         dtype: float32 or bfloat16; by default float32 on CPU and bfloat16 elsewhere.
         out: the run's directory; by default one under runs/ that is named after the settings.
@@ -34,6 +35,7 @@ class Run(RunConfig):
     task: str
     preset: Literal["paper", "recommended"] = "paper"
     limit: int | None = None
+    shard: str | None = None
     data: Path | None = None
     dtype: str | None = None
     out: Path | None = None
@@ -44,6 +46,7 @@ class Run(RunConfig):
 
     def directory(self) -> Path:
         settings = [self.model, self.task, self.limit, self.dtype, self.config().to_dict()]
+        settings += [self.shard] if self.shard else []
         return self.out or named_after((self.task, self.model, self.method), settings)
 
 
@@ -85,6 +88,22 @@ def run_of(argv: Sequence[str]) -> type[Run]:
     values = [(f.name, hints[f.name], getattr(preset, f.name)) for f in fields(RunConfig)]
     defaults = [(name, hint, field(default_factory=lambda value=value: value)) for name, hint, value in values]
     return make_dataclass("Run", defaults, bases=(Run,), frozen=True, kw_only=True, namespace={"__doc__": Run.__doc__})
+
+
+@dataclass(frozen=True)
+class Merge:
+    """Join the runs of shards into one, as a single run of all inputs would have written it.
+
+    Unfinished and missing shards cost their unfinished inputs alone: `ttsi-jax run` with the same settings, without
+    --shard and with this directory as --out, does what is left.
+
+    Attributes:
+        runs: directories of runs with --shard.
+        out: the directory to write; where it is there already, what is new is added.
+    """
+
+    runs: Annotated[tuple[Path, ...], tyro.conf.Positional]
+    out: Path
 
 
 @dataclass(frozen=True)

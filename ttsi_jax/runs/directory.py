@@ -94,9 +94,9 @@ class RunDirectory:
         _replace(self.path / RECORDS, _lines(records[id] for id in dict.fromkeys(order)))
         _replace(self.path / SUMMARY, _document(summary))
 
-    def write_environment(self, environment: Mapping[str, Any]) -> None:
-        """Writes `environment.json`; a resumed run keeps the newest."""
-        _replace(self.path / ENVIRONMENT, _document(environment))
+    def write(self, name: str, value: Mapping[str, Any]) -> None:
+        """Writes another JSON file beside the records, such as `environment.json`; a resumed run keeps the newest."""
+        _replace(self.path / name, _document(value))
 
 
 def open_run(path: str | os.PathLike[str], config: Mapping[str, Any]) -> RunDirectory:
@@ -144,14 +144,14 @@ def read_config(path: Path) -> dict[str, Any]:
     Raises:
         InputError: there is none, or it cannot be read.
     """
-    return _read_object(path / CONFIG, missing=f"{path}: holds no run (it has no {CONFIG})")
+    return read_object(path / CONFIG, missing=f"{path}: holds no run (it has no {CONFIG})")
 
 
 def read_summary(path: Path) -> dict[str, Any] | None:
     """The summary of the run in a directory; None while the run is unfinished, or where figures are missing."""
     if not (path / SUMMARY).exists():
         return None
-    summary = _read_object(path / SUMMARY)
+    summary = read_object(path / SUMMARY)
     return summary if summary.keys() >= summarise([]).keys() else None
 
 
@@ -228,7 +228,12 @@ def _settle_config(path: Path, config: Mapping[str, Any]) -> None:
         raise InputError("\n".join([f"{path}: holds a run with other settings:", *lines, "Choose another directory."]))
 
 
-def _read_object(path: Path, missing: str = "") -> dict[str, Any]:
+def read_object(path: Path, missing: str = "") -> dict[str, Any]:
+    """A JSON object in a file; `missing` is what to say where it cannot be read.
+
+    Raises:
+        InputError: it cannot be read, or is no JSON object.
+    """
     try:
         value = json.loads(path.read_bytes())
     except OSError as error:

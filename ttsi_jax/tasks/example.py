@@ -1,6 +1,8 @@
 """What a benchmark is made of: tools, calls, labelled inputs."""
 
-from dataclasses import dataclass
+import hashlib
+import json
+from dataclasses import asdict, dataclass
 from typing import Any
 
 
@@ -94,3 +96,9 @@ class Task:
     def problems(self) -> tuple[str, ...]:
         """One sentence for each line or entry that cannot be used; it names the file and the line."""
         return tuple(example.problem for example in self.examples if example.problem is not None)
+
+    @property
+    def fingerprint(self) -> str:
+        """A short hash of the inputs, so that a run is not resumed with others."""
+        text = json.dumps([asdict(example) for example in self.examples], sort_keys=True, default=sorted)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -1,0 +1,275 @@
+"""Compiles every program of a run for a TPU, on a machine that has none, and tells what it takes there.
+
+Memory is the compiler's own account of the real program, or its refusal. FLOPs are its counts of pieces without loops
+(see `tpu_pieces.py`), times how often a program does them, with their ratio to a count by hand; bytes are the pieces'
+arguments and results once and their temporaries twice. Seconds are estimated from them: each piece takes the longer of
+its arithmetic at the chip's peak and its bytes at the chip's bandwidth. Nothing was run, so they are a bound that no
+program beats. The share compares them with the useful work of `bounds.py`. Needs libtpu: pip install -e ".[tpu-aot]"
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import os
+import re
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import tyro
+from jax.errors import JaxRuntimeError
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from benchmarking import Line, console, show, write_json
+from bounds import Cost, Costs, Machine
+from tpu_pieces import Flops, Work, one_layer_of, pieces
+from ttsi_jax.adaptation import AdaptConfig
+from ttsi_jax.batching.waves import PREFILL_ROWS, Pair, Shape, training_shape
+from ttsi_jax.checkpoints.config import from_hf
+from ttsi_jax.errors import InputError
+from ttsi_jax.model.config import DecoderConfig
+from ttsi_jax.rules import adamw, answer_cross_entropy
+from ttsi_jax.scaling.programs import SCOPES, Program, Sizes, run_programs
+from workload import SHAPES
+from workload import Work as InputWork
+
+GIB = 2**30
+
+
+class Chip(NamedTuple):
+    """What one chip has: bfloat16 FLOP/s, bytes per second, and the bytes that its compiler gives to a program."""
+
+    flops: float
+    bandwidth: float
+    memory: float
+
+    @property
+    def machine(self) -> Machine:
+        return Machine(self.flops, self.bandwidth)
+
+
+CHIPS = {  # https://cloud.google.com/tpu/docs/system-architecture-tpu-vm; memory as the compiler states it
+    "v4": Chip(275e12, 1228e9, 30.75 * GIB),
+    "v5e": Chip(197e12, 819e9, 15.75 * GIB),
+    "v5p": Chip(459e12, 2765e9, 95.74 * GIB),
+    "v6e": Chip(918e12, 1640e9, 31.25 * GIB),
+}
+SMALLEST = {"v4": "2x2x1", "v5e": "1x1", "v5p": "2x2x1", "v6e": "1x1"}  # topologies; one chip of it is compiled for
+
+
+@dataclass(frozen=True, kw_only=True)
+class Compile:
+    """Compile a run's programs for one chip of a TPU.
+
+    Attributes:
+        shape: the model, such as qwen2.5-1.5b.
+        chip: the kind of TPU.
+        wave: inputs of a wave.
+        scopes: of the adapters.
+        memory: as `ttsi-jax run --adapt.memory`: GiB for the intermediate values of training.
+        dtype: of the base.
+        programs: only these, by name; by default all.
+        only: `memory` compiles the real programs alone, `work` the pieces alone.
+        work: what each input asks for.
+        json: the file to write the results to.
+    """
+
+    shape: str = "qwen2.5-1.5b"
+    chip: Literal["v4", "v5e", "v5p", "v6e"] = "v5e"
+    wave: int = 32
+    scopes: tuple[Literal["all", "suffix"], ...] = SCOPES  # type: ignore[assignment]
+    memory: float = 2.0
+    dtype: str = "bfloat16"
+    programs: tuple[str, ...] = ()
+    only: Literal["memory", "work"] | None = None
+    work: InputWork = field(default_factory=lambda: InputWork(prefix=896, suffix=128, answer=128))
+    json: Path | None = None
+
+
+class Memory(NamedTuple):
+    """Bytes of a compiled program on one chip."""
+
+    arguments: int
+    temporaries: int
+    results: int  # that are not written over arguments
+    code: int
+
+    @property
+    def total(self) -> int:
+        return sum(self)
+
+
+def place(chip: str) -> NamedSharding:
+    """One chip of a topology that is not here.
+
+    Raises:
+        InputError: libtpu is not installed.
+    """
+    if importlib.util.find_spec("libtpu") is None:
+        raise InputError('libtpu is not installed: pip install -e ".[tpu-aot]"')
+    # What libtpu would ask a TPU machine for.
+    os.environ |= {
+        "TPU_SKIP_MDS_QUERY": "1",
+        "TPU_ACCELERATOR_TYPE": "v5litepod-1",
+        "TPU_WORKER_HOSTNAMES": "localhost",
+    }
+    jax.config.update("jax_platforms", "cpu")
+    from jax.experimental import topologies
+
+    bounds = {"chips_per_host_bounds": (1, 1, 1)} if SMALLEST[chip] == "1x1" else {}
+    topology = topologies.get_topology_desc(platform="tpu", topology_name=f"{chip}:{SMALLEST[chip]}", **bounds)
+    return NamedSharding(Mesh(np.array(topology.devices[:1]), ("chip",)), PartitionSpec())
+
+
+def memory_of(program: Program, where: NamedSharding) -> tuple[Memory | str, float]:
+    """What a program takes, or why it does not fit; and the seconds that compiling took."""
+    start = time.perf_counter()
+    try:
+        found = program.placed(where).trace().lower().compile().memory_analysis()
+    except JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        used = re.search(r"Used ([0-9.]+[MGT]) of ([0-9.]+[MGT])", str(error))
+        return f"needs {used[1]} of {used[2]}" if used else "does not fit", time.perf_counter() - start
+    results = found.output_size_in_bytes - found.alias_size_in_bytes
+    sizes = (found.argument_size_in_bytes, found.temp_size_in_bytes, results, found.generated_code_size_in_bytes)
+    return Memory(*sizes), time.perf_counter() - start
+
+
+class Estimate(NamedTuple):
+    """What one call of a program does, as the compiler counts it, and how long that takes at least."""
+
+    work: Work
+    by_hand: float  # FLOPs
+    seconds: float
+
+
+def estimate(
+    name: str, made: Mapping[int, Program], config: DecoderConfig, rank: int, chip: Chip, where: Any
+) -> Estimate:
+    """`made`: the program for a decoder of one layer, of two, and of all."""
+    by_layers = {n: pieces(name, program, Flops(one_layer_of(config, n), rank)) for n, program in made.items()}
+    total, by_hand, seconds = Work(0.0, 0.0), 0.0, 0.0
+    for one, two, whole in zip(*(by_layers[n] for n in (1, 2, config.n_layers)), strict=True):
+        first, second = (_count(piece, where) for piece in (one, two))
+        work = (first + (second + first * -1) * (config.n_layers - 1)) * whole.times
+        total, by_hand = total + work, by_hand + whole.flops * whole.times
+        seconds += max(work.flops / chip.flops, work.bytes / chip.bandwidth)
+    return Estimate(total, by_hand, seconds)
+
+
+def _count(piece: Any, where: NamedSharding) -> Work:
+    placed = Program(jax.jit(piece.function), piece.arguments, {}).placed(where)
+    compiled = placed.trace().lower().compile()
+    memory: Any = compiled.memory_analysis()
+    # The compiler's "bytes accessed" also count what moves within the chip: four times a decoding step's true reading.
+    outside = memory.argument_size_in_bytes + memory.output_size_in_bytes + 2 * memory.temp_size_in_bytes
+    return Work(compiled.cost_analysis()["flops"], outside)  # pyright: ignore[reportOptionalSubscript]
+
+
+def useful(options: Compile, config: DecoderConfig) -> dict[str, Cost]:
+    """The work that each program's call cannot avoid."""
+    costs, work, n = Costs(config, jnp.dtype(options.dtype).itemsize), options.work, options.wave
+    prompt, packed = work.prefix + work.suffix, work.candidates * (work.name - 1)
+    found = {
+        "prefill": costs.read(PREFILL_ROWS, work.prefix, projected=0),
+        "score": costs.read(n, work.suffix + packed, work.prefix, packed + 1),
+        "decode": costs.decode(n, work.answer, prompt),
+    }
+    for scope, past in (("all", 0), ("suffix", work.prefix)):
+        read = costs.read(n, prompt + packed - past, past, packed + 1, adapted=True)
+        found[f"adapt, {scope}"] = costs.train(n, prompt - past, past, work.trained, work.steps) + read
+        found[f"decode, {scope}"] = costs.decode(n, work.answer, prompt, adapted=True)
+    return found
+
+
+def measure(options: Compile) -> dict[str, Any]:
+    if options.shape not in SHAPES:
+        raise InputError(f"no shape is called '{options.shape}'; known: {', '.join(SHAPES)}")
+    where, chip, work = place(options.chip), CHIPS[options.chip], options.work
+    config = from_hf(SHAPES[options.shape] | {"rms_norm_eps": 1e-5})
+    shape = Shape(work.prefix, work.suffix, work.candidates, work.name)
+    pair = Pair((0,) * (work.suffix - work.trained), (0,) * work.trained)
+    sizes = Sizes(options.wave, shape, *training_shape(shape, [[pair]]), work.answer)
+    settings = AdaptConfig(epochs=work.steps, memory=options.memory)
+    rule, loss = adamw(work.lr), answer_cross_entropy
+    of = lambda n: one_layer_of(config, n)  # noqa: E731
+    every = {
+        n: run_programs(of(n), options.dtype, sizes, settings, rule, loss, options.scopes)
+        for n in sorted({1, 2, config.n_layers})
+    }
+    whole = every[config.n_layers]
+    if unknown := set(options.programs) - whole.keys():
+        raise InputError(f"no program is called '{min(unknown)}'; there are {', '.join(whole)}")
+    found: dict[str, Any] = {}
+    for name in options.programs or tuple(whole):
+        console.print(f"compiling {name} …")
+        how = whole[name].options
+        own: dict[str, Any] = {"chunk": how.get("chunk"), "remat": how.get("remat")}
+        if options.only != "work":
+            own["memory"], own["compile_seconds"] = memory_of(whole[name], where)
+        if options.only != "memory":
+            made = {n: _with_chunk(programs[name], how) for n, programs in every.items()}
+            own["estimate"] = estimate(name, made, config, settings.rank, chip, where)
+            own["bound_seconds"] = useful(options, config)[name].seconds(chip.machine)
+        found[name] = own
+    versions = {name: importlib.metadata.version(name) for name in ("jax", "libtpu")}
+    return {
+        "shape": options.shape, "chip": options.chip, "wave": options.wave, "dtype": options.dtype,
+        "work": asdict(work), "programs": found, "versions": versions,
+    }  # fmt: skip
+
+
+def _with_chunk(program: Program, how: Mapping[str, Any]) -> Program:
+    """With as many examples at a time as the whole decoder trains."""
+    return program._replace(options=program.options | {key: how[key] for key in ("chunk", "remat") if key in how})
+
+
+def report(results: Mapping[str, Any]) -> None:
+    chip = CHIPS[results["chip"]]
+    lines = []
+    for name, own in results["programs"].items():
+        memory, found = own.get("memory"), own.get("estimate")
+        if isinstance(memory, Memory):
+            sizes = f"{memory.arguments / GIB:.2f} + {memory.temporaries / GIB:.2f}"
+            sizes, fits = f"{sizes} + {memory.results / GIB:.2f}", f"{memory.total / chip.memory:.0%}"
+        else:
+            sizes, fits = memory or "", "no" if memory else ""
+        figures = ("", "", "", "")
+        if found is not None:
+            figures = (
+                f"{found.work.flops / 1e12:,.2f} ({found.work.flops / found.by_hand:.3f})",
+                f"{found.work.bytes / 1e9:,.1f}",
+                f"{found.seconds:.3f}",
+                f"{own['bound_seconds'] / found.seconds:.0%}",
+            )
+        label = name + (f" (by {own['chunk']}{', remat' * own['remat']})" if own["chunk"] else "")
+        lines.append(Line(label, (sizes, fits, *figures), f"{own['bound_seconds']:.3f} s" if found else ""))
+    headings = ("program", "arguments + temporaries + results, GiB", "of the chip", "TFLOP (to a count by hand)",
+                "GB", "seconds at least", "share of the bound")  # fmt: skip
+    title = f"{results['shape']} in {results['dtype']} on one {results['chip']} chip, waves of {results['wave']}"
+    show(title, headings, lines)
+
+
+def main() -> int:
+    options = tyro.cli(Compile, description=__doc__)
+    try:
+        results = measure(options)
+    except InputError as error:
+        console.print(f"error: {error}", style="red", markup=False)
+        return 2
+    report(results)
+    if options.json:
+        write_json(options.json, results)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

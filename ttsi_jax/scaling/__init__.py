@@ -1,0 +1,1 @@
+"""What a run is on other machines than this one."""
