@@ -62,7 +62,7 @@ def pieces(name: str, program: Program, flops: Flops) -> list[Piece]:
         return [_reading(config, params, tokens, candidates, past, adapters, program.options["scale"], flops)]
     if name.startswith("decode"):
         return [_decoding(config, params, rest[0], rest[1], program.options["scale"], flops)]
-    rule_step, loss, adapters, states, batches, _, _, keys, tokens, _, candidates, past, _ = rest
+    rule_step, loss, adapters, states, batches, _, _, keys, tokens, _, candidates, past, _, _ = rest
     options = program.options
     own = (adapters, states, batches, keys, past)
     training = _training(config, params, rule_step, loss, own, options, flops)
@@ -102,7 +102,7 @@ def _decoding(config: DecoderConfig, params: Any, lanes: Any, arrivals: Any, sca
     def step(params: Any, *rest: Any) -> Any:
         return read_tokens(config, params, *rest, scale=scale)
 
-    ids, fed = jax.ShapeDtypeStruct((n_rows,), jnp.int32), jax.ShapeDtypeStruct((), jnp.int32)
+    ids = fed = jax.ShapeDtypeStruct((n_rows,), jnp.int32)
     past = _n_past((*arrivals.rows.past, arrivals.rows.prompts.cache, lanes.own))
     work = flops.read(1, past, 1, arrivals.rows.adapters is not None)
     return Piece(step, (params, arrivals.rows, lanes.own, ids, fed), n_steps, n_rows * work)
@@ -160,6 +160,9 @@ class Flops:
 
 
 def _seen(n_tokens: int) -> int:
-    """Pairs of queries and keys that attention computes in a sequence: parts of the queries, keys up to their end."""
+    """Pairs of queries and keys that attention multiplies in a sequence: parts of the queries, keys up to their end. A
+    single token's own key is no matrix product."""
+    if n_tokens == 1:
+        return 0
     ends = [min(start + QUERIES, n_tokens) for start in range(0, n_tokens, QUERIES)]
     return sum((end - start) * end for start, end in zip(range(0, n_tokens, QUERIES), ends, strict=True))

@@ -65,14 +65,14 @@ def test_every_platform_takes_them(name):
 
 def test_every_platform_takes_those_of_guided_decoding():
     """The host is between its programs: it makes the masks."""
-    lanes, arrivals, *_, keys, sampling, step, _ = PROGRAMS["decode"].arguments[2:]
-    ids = jax.ShapeDtypeStruct((WAVE,), jnp.int32)
-    arguments = (CONFIG, PROGRAMS["decode"].arguments[1], arrivals.rows, lanes.own, ids, step)
+    lanes, arrivals, *_, keys, sampling, _, _ = PROGRAMS["decode"].arguments[2:]
+    ids = n_fed = jax.ShapeDtypeStruct((WAVE,), jnp.int32)
+    arguments = (CONFIG, PROGRAMS["decode"].arguments[1], arrivals.rows, lanes.own, ids, n_fed)
     reading = Program(read_tokens, arguments, {"scale": 1.0})
     scores, new = reading.result()
     masks = jax.ShapeDtypeStruct((WAVE, -(-CONFIG.vocab_size // 32)), jnp.uint32)
-    sampling_program = Program(mask_and_sample, (scores, masks, keys, step, sampling), {})
-    for program in (reading, sampling_program, Program(append, (lanes.own, new, step), {})):
+    sampling_program = Program(mask_and_sample, (scores, masks, keys, n_fed, sampling), {})
+    for program in (reading, sampling_program, Program(append, (lanes.own, new, n_fed), {})):
         program.trace().lower(lowering_platforms=("tpu", "cuda", "cpu"))
 
 

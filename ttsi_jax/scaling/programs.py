@@ -5,6 +5,7 @@ They are the functions that `ttsi_jax.batching` calls, with the arguments that i
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -111,11 +112,12 @@ def run_programs(
         )
         arguments = (
             config, params, rule.step, loss, adapters, states, batches, _ints(wave), _ints(wave), keys, tokens,
-            _ints(wave), candidates, past, None,
+            _ints(wave), candidates, past, None, None,
         )  # fmt: skip
         how = {"max_steps": settings.epochs * max_pairs, "scale": settings.lora.scale, "chunk": chunk, "remat": remat}
+        how |= {"stop_below": -math.inf}
         found[f"adapt, {scope}"] = Program(adapt_and_score, arguments, how)
-        adapters, _, scored = found[f"adapt, {scope}"].result()
+        adapters, _, _, scored = found[f"adapt, {scope}"].result()
         rows = Rows(scored.prompted, past, adapters)
         found[f"decode, {scope}"] = _decoding(config, params, rows, sizes.decoded, settings.lora.scale)
     return found
