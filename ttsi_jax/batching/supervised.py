@@ -101,9 +101,10 @@ def save(trained: Trained, out: Path, model: LanguageModel, config: AdaptConfig)
 
 def _sequence(example: Example, encoder: PromptEncoder, model: LanguageModel) -> tuple[Ids, Pair] | None:
     """Prefix and pair of an example with one right call; None where it cannot be trained on."""
-    if example.problem is not None or not example.gold or len(example.gold) > 1 or not example.tools:
+    calls = list(example.gold or ())
+    if example.problem is not None or len(calls) != 1 or not example.tools:
         return None
-    gold = example.gold[0]
+    gold = calls[0]
     try:
         prefix = encoder.prefix(example)
         prompt = encoder.suffix(example, answer_messages(example), prefix)
