@@ -22,7 +22,7 @@ CALLS = st.none() | st.lists(CALL, max_size=2)
 SAMPLES = st.lists(st.fixed_dictionaries({"text": TEXT, "reward": FLOATS}), max_size=2)
 PAIR = st.fixed_dictionaries(
     {"query": TEXT, "calls": st.lists(CALL, max_size=2), "accepted": st.booleans(), "reason": st.none() | TEXT},
-    optional={"samples": SAMPLES, "check": st.none() | TEXT},
+    optional={"samples": SAMPLES, "check": st.none() | TEXT, "origin": TEXT, "usage": objects(FLOATS)},
 )
 RECORDS = st.builds(
     Record,
@@ -34,6 +34,8 @@ RECORDS = st.builds(
     uncertainty=st.none() | FLOATS,
     text_base=st.none() | TEXT,
     calls=CALLS,
+    samples_base=st.lists(st.none() | TEXT, max_size=2),
+    samples_right=st.none() | st.integers(0, 9),
     gold=CALLS,
     synthetic=st.lists(PAIR, max_size=2),
     seconds=objects(FLOATS),
@@ -46,7 +48,8 @@ def test_fields_are_those_of_the_design_in_order():
     assert [f.name for f in fields(Record)] == (
         "id task query n_prompt_tokens candidates fingerprint log_likelihoods probabilities uncertainty "
         "uncertain synthetic losses pick_base pick pick_correct_base pick_correct text_base base_calls "
-        "text_adapted adapted_calls calls adapted adapted_after reverted reason evidence gold unmatchable "
+        "text_adapted adapted_calls calls samples_base samples_adapted samples_right_base samples_right seen adapted "
+        "adapted_after reverted reason evidence gold unmatchable "
         "tool_correct_base call_correct_base tool_correct call_correct seconds tokens error"
     ).split()
 
