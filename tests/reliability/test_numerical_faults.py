@@ -110,10 +110,19 @@ def test_what_it_writes_for_itself(monkeypatch, usual, form, stage, into, fault)
 @pytest.mark.parametrize("into", ["scores", "logits"])
 @pytest.mark.parametrize("form", FORMS)
 def test_the_adapted_answer(monkeypatch, usual, form, into, fault):
-    hits = inject(monkeypatch, "adapt_and_answer", "train", into, fault)
+    answer_after = Algorithm.answer_after
+
+    def faulty(self, draft, learned):
+        if draft.example == TARGET and into == "scores":
+            learned = learned._replace(scores=learned.scores + fault)
+        elif draft.example == TARGET:
+            learned = learned._replace(prompt=with_logits(learned.prompt, fault))
+        return (yield from answer_after(self, draft, learned))
+
+    monkeypatch.setattr(Algorithm, "answer_after", faulty)
     found = records(form=form)
     record = found[TARGET.id]
-    assert hits and (record.adapted, record.reverted, record.reason) == (True, True, DIVERGED)
+    assert (record.adapted, record.reverted, record.reason) == (True, True, DIVERGED)
     keeps_the_base(record, usual[form][TARGET.id])
     neighbours_are_untouched(found, usual[form])
 

@@ -79,7 +79,7 @@ class Sft:
 
 def run_of(argv: Sequence[str]) -> type[Run]:
     """`Run` with the defaults of the preset that is named in the arguments."""
-    named = [value for option, value in zip(argv, [*argv[1:], ""], strict=True) if option == "--preset"]
+    named = [value for option, value in zip(argv, argv[1:], strict=False) if option == "--preset"]
     named += [option.removeprefix("--preset=") for option in argv if option.startswith("--preset=")]
     preset = PRESETS.get(named[-1] if named else "paper")
     if preset is None:
