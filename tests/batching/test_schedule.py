@@ -6,6 +6,7 @@ import pytest
 
 from ttsi_jax.batching.lanes import Prompt, Read, Work
 from ttsi_jax.batching.schedule import Adapt, Decode, Schedule, Score, Together
+from ttsi_jax.errors import InputError
 from ttsi_jax.model.generation import Rows
 
 
@@ -127,6 +128,30 @@ def test_parts_run_side_by_side_and_their_results_keep_their_places():
     ended = [record for some in schedule.run(map(parts, "xy")) for record in some]
     assert ended == [([[f"scores of {x} a0", f"scores of {x} a1"], [[f"scores of {x} b0"], []]], []) for x in "xy"]
     assert waves.log == [("score", 4), ("score", 2)] and not schedule.joins
+
+
+def test_an_error_of_one_part_reaches_its_whole_when_all_have_ended():
+    ended = []
+
+    def part(name, fails):
+        if fails == "at once":
+            raise InputError("refused")
+        yield Score(None, "score", FakeRow(name), ())
+        if fails:
+            raise InputError("refused")
+        ended.append(name)
+
+    def whole(fails):
+        try:
+            yield Together([part("a", fails), part("b", False)])
+        except InputError as error:
+            return str(error), list(ended)
+
+    for fails in ("at once", "later"):
+        ended.clear()
+        schedule = Schedule(FakeWaves(1), lambda wave: [], lambda wave: [], lambda shares: None)
+        assert [record for some in schedule.run([whole(fails)]) for record in some] == [("refused", ["b"])]
+        assert not schedule.joins
 
 
 def test_prompts_of_other_shapes_have_waves_of_their_own():

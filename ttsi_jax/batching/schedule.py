@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Generator, Hashable, Iterable, Iterator, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,6 +18,7 @@ from ttsi_jax.batching.guided import GuidedLanes
 from ttsi_jax.batching.inputs import Draft
 from ttsi_jax.batching.lanes import Lanes, Prompt, Work
 from ttsi_jax.batching.waves import Ids, Row, Waves
+from ttsi_jax.errors import InputError
 from ttsi_jax.runs.record import Record
 
 
@@ -68,7 +70,8 @@ class Learned(NamedTuple):
 
 
 class Together(NamedTuple):
-    """Do several parts of an algorithm side by side; gives what each returned, in their order."""
+    """Do several parts of an algorithm side by side; gives what each returned, in their order, or raises the InputError
+    of one when all have ended."""
 
     parts: Sequence[Wanting]
 
@@ -84,6 +87,7 @@ class _Join:
 
     def __init__(self, whole: Wanting, n: int):
         self.whole, self.results, self.left = whole, [None] * n, n
+        self.error: InputError | None = None  # of one of them, which the whole is told when all have ended
 
 
 class Schedule:
@@ -151,10 +155,20 @@ class Schedule:
 
     def _go_on(self, steps: Wanting, result: Any) -> None:
         """Sends an algorithm what it waits for, and takes its next wish."""
+        self._take(steps, partial(steps.send, result))
+
+    def _take(self, steps: Wanting, resume: Callable[[], Any]) -> None:
+        """Takes an algorithm's next wish."""
         try:
-            wish = steps.send(result)
+            wish = resume()
         except StopIteration as stop:
             self._end(steps, stop.value)
+            return
+        except InputError as error:
+            if steps not in self.joins:
+                raise
+            self.joins[steps][0].error = error
+            self._end(steps, None)
             return
         if isinstance(wish, Together):
             if not wish.parts:
@@ -189,7 +203,9 @@ class Schedule:
         join, place = self.joins.pop(steps)
         join.results[place] = value
         join.left -= 1
-        if not join.left:
+        if not join.left and join.error is not None:
+            self._take(join.whole, partial(join.whole.throw, join.error))
+        elif not join.left:
             self._go_on(join.whole, join.results)
 
     def _score(self, wave: Sequence[Score]) -> Iterable[Any]:
