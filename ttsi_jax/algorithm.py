@@ -1,7 +1,8 @@
 """The paper's Algorithm 1 for ONE input: gate -> synthesize -> adapt -> answer.
 
 `Algorithm.improve` is a generator: it yields what it wants the model to do (`Score`, `Decode`, `Adapt`) and is sent the
-result. `ttsi_jax.batching.schedule` runs it for many inputs at once, a wave at a time.
+result. `ttsi_jax.batching.schedule` runs it for many inputs at once, a wave at a time. What it asks, and how pairs are
+written, stands in `ttsi_jax.steps`.
 """
 
 from __future__ import annotations
@@ -99,9 +100,9 @@ class Algorithm(Writing):
         if isinstance(self.parts.estimator, CallEstimator):
             samplings = self.samplings(self.config.gate.samples)
             sample = partial(self.fill_in_all, self.parts.answerer, draft, prompt, tool, "score", samplings)
-            margin = self.certainty(draft, scores)[1]
+            calls, of_candidates = read_calls(text), self.certainty(draft, scores)[1]
             certainty = yield from certainty_of_call(
-                self.parts.estimator, draft, margin, read_calls(text), self.encoder, sample
+                self.parts.estimator, draft, of_candidates, calls, self.encoder, sample
             )
         draft.note(text_base=text, base_calls=plain(read_calls(text)), samples_base=samples)
         return log_likelihoods, certainty
@@ -135,6 +136,8 @@ class Algorithm(Writing):
         wanted = {"uncertain": (True,), "certain": (False,), "all": (True, False)}[self.config.gate.select]
         return self.config.method == "icl" or (self.config.method != "base" and record.uncertain in wanted)
 
+    # Answers
+
     def answer(self, draft: Draft, prompt: Prompt, tool: Tool, stage: str) -> Wanting:
         """The answer, and sampled ones: the greedy one, or with a vote the one that most sampled ones agree with."""
         settings = self.config.answer
@@ -142,6 +145,8 @@ class Algorithm(Writing):
         greedy, *samples = yield from self.fill_in_all(self.parts.answerer, draft, prompt, tool, stage, samplings)
         winner = vote([*map(read_calls, samples)], read_calls(greedy)) if settings.vote else None
         return greedy if winner is None or greedy is None else samples[winner], samples
+
+    # G
 
     def synthesize(self, draft: Draft) -> Wanting:
         """Writes pairs; whether there is any."""
