@@ -2,9 +2,35 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Callable
+from typing import TypeVar
+
+import jax
+
 from ttsi_jax.adaptation import AdaptConfig
 from ttsi_jax.model.config import DecoderConfig
 from ttsi_jax.model.lora import projection_shapes
+
+LOG = logging.getLogger("ttsi_jax")
+Result = TypeVar("Result")
+
+
+def within_memory(train: Callable[[int], Result], chunk: int, size: int) -> tuple[Result, int]:
+    """What `train(chunk)` gives, and the chunk: where a device's memory runs out, with half as many rows at a time.
+
+    `chunk` and what it comes to divide `size`, the rows of a wave. Raises what `train` raises for any other reason, or
+    for a chunk of one.
+    """
+    while True:
+        try:
+            return jax.block_until_ready(train(chunk)), chunk
+        except jax.errors.JaxRuntimeError as error:
+            if "RESOURCE_EXHAUSTED" not in str(error) or chunk == 1:
+                raise
+            smaller = next(c for c in range(chunk // 2, 0, -1) if size % c == 0)
+            LOG.warning("out of memory with %d inputs in training at a time; going on with %d", chunk, smaller)
+            chunk = smaller
 
 
 def training_chunk(

@@ -20,7 +20,7 @@ from ttsi_jax.answering import slot_tables, special_ids
 from ttsi_jax.batching.divergence import prompt_kl_wave
 from ttsi_jax.batching.guided import GuidedLanes
 from ttsi_jax.batching.lanes import Lanes, Prompt, Read, Said, Work
-from ttsi_jax.batching.memory import training_chunk
+from ttsi_jax.batching.memory import training_chunk, within_memory
 from ttsi_jax.checkpoints import LanguageModel
 from ttsi_jax.model.cache import PADDING, SHARED, Cache, wave_axis
 from ttsi_jax.model.config import DecoderConfig
@@ -103,6 +103,7 @@ class Waves:
         self.size = size
         self.n_steps = n_steps
         self.theta_0 = theta_0
+        self._most_trained = size  # rows at a time; less, once a device's memory ran out
         self._base = theta_0._replace(adapters=theta_0.adapters and repeat(theta_0.adapters, size))
         self._prefix_memory = prefix_memory
         self._prefixes: OrderedDict[Ids, Cache] = OrderedDict()
@@ -273,13 +274,20 @@ class Waves:
         init_keys, step_keys = jnp.moveaxis(jax.vmap(jax.random.split)(self._keys(rows)), 1, 0)
         theta_0 = self.theta_0.adapters
         start = theta_0 if start is None else start
-        adapters, states = init_wave(init_keys, self.model.config, config.lora, rule, jnp.asarray(n_steps), start)
-        adapters, losses, n_losses, scored = adapt_and_score(
-            self.model.config, self.model.params, rule.step, loss, adapters, states,
-            jax.tree.map(lambda *x: jnp.stack(x, axis=1), *batches), jnp.asarray(n_pairs), jnp.asarray(n_steps),
-            step_keys, *prompts, theta_0, watched, max_steps=config.epochs * max_pairs, scale=config.lora.scale,
-            chunk=chunk, remat=remat, stop_below=-np.inf if config.stop_below is None else config.stop_below,
-        )  # fmt: skip
+        batch = jax.tree.map(lambda *x: jnp.stack(x, axis=1), *batches)
+        of_pairs, of_steps = jnp.asarray(n_pairs), jnp.asarray(n_steps)
+
+        def train(chunk: int) -> tuple[Adapter, Array, Array, Scored]:
+            adapters, states = init_wave(init_keys, self.model.config, config.lora, rule, of_steps, start)
+            return adapt_and_score(
+                self.model.config, self.model.params, rule.step, loss, adapters, states, batch, of_pairs, of_steps,
+                step_keys, *prompts, theta_0, watched, max_steps=config.epochs * max_pairs, scale=config.lora.scale,
+                chunk=chunk, remat=remat, stop_below=-np.inf if config.stop_below is None else config.stop_below,
+            )  # fmt: skip
+
+        chunk = min(chunk, self._most_trained)
+        (adapters, losses, n_losses, scored), fitted = within_memory(train, chunk, self.size)
+        self._most_trained = fitted if fitted < chunk else self._most_trained
         adapted = Adapted(adapters, config.lora.scale, config.scope)
         taken = [own[:n] for own, n in zip(np.asarray(losses), np.asarray(n_losses), strict=True)]
         return taken[: len(rows)], *self._read(rows, candidates, scored, prompts[-1], adapted)
