@@ -32,7 +32,7 @@ from rich.console import Console
 
 from ttsi_jax.batching.shared import Shared
 from ttsi_jax.checkpoints import LanguageModel, load_model
-from ttsi_jax.cli.arguments import Run
+from ttsi_jax.cli.arguments import Run, run_of
 from ttsi_jax.config import automatic, check, find_parts
 from ttsi_jax.errors import InputError, ModelFileError
 from ttsi_jax.loop import run
@@ -98,15 +98,16 @@ def cell_of(options: Options, out: Path) -> Cell:
     Raises:
         InputError: options that no run has, or values that they cannot have.
     """
-    if "out" in options:
-        raise InputError("--out is given by the sweep: OUT is its first argument")
+    for name in {"out", "shard"} & options.keys():
+        why = "OUT is the sweep's first argument" if name == "out" else "a sweep's runs take all inputs"
+        raise InputError(f"--{name} is not for a sweep: {why}")
     argv = []
     for name, value in options.items():
         argv += [f"--{name}", *(value.split(",") if value is not None else [])]
     told = StringIO()
     try:
         with redirect_stderr(told):
-            args = tyro.cli(Run, args=argv, console_outputs=True)
+            args = tyro.cli(run_of(argv), args=argv, console_outputs=True)
     except SystemExit:
         raise InputError(f"{' '.join(argv)} is refused:\n{told.getvalue()}") from None
     config = automatic(args.config())

@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import replace
 from functools import partial
-from typing import Any
 
 import jax
 import numpy as np
@@ -28,12 +27,12 @@ from ttsi_jax.model.generation import Sampling
 from ttsi_jax.model.lora import Adapter
 from ttsi_jax.quality.accept import gather, revert_reason
 from ttsi_jax.quality.agreement import same
-from ttsi_jax.quality.asking import certainty_of_call
 from ttsi_jax.quality.confidence import CallEstimator
 from ttsi_jax.quality.thresholds import NONE
 from ttsi_jax.quality.votes import vote
 from ttsi_jax.runs.record import Record
 from ttsi_jax.runs.scores import plain
+from ttsi_jax.steps.reading import certainty_of_call
 from ttsi_jax.steps.writing import Writing
 from ttsi_jax.tasks import Tool
 from ttsi_jax.tasks.prompts import PromptEncoder
@@ -57,7 +56,9 @@ class Algorithm(Writing):
         self.reached: Counter[str] = Counter()  # inputs, by stage
         self.done: Counter[str] = Counter()
         self.tau = NONE if config.gate.tau == "auto" else config.gate.tau  # the loop chooses one
-        self.shared = Shared() if shared is None else shared.of(config, model, self.n_decoded, self.extras)
+        if shared is None:  # where tau is chosen, the answers that it is chosen by are kept
+            shared = Shared.between_runs() if config.gate.tau == "auto" else Shared()
+        self.shared = shared.of(config, model, self.n_decoded, self.extras)
         self.warm: tuple[str, Adapter] | None = None  # where nothing is reset: the last input that adapted, its adapter
 
     def improve(self, draft: Draft) -> Steps:
@@ -76,15 +77,9 @@ class Algorithm(Writing):
         return draft.finished()
 
     def gauge(self, draft: Draft) -> Steps:
-        """How certain the model is of an input, and no more: what tau is chosen by."""
-        found: tuple[Any, float | None]
+        """How certain the model is of an input, which tau is chosen by; `improve` does not ask for it again."""
         try:
-            if isinstance(self.parts.estimator, CallEstimator):
-                found = yield from self.shared.once("base", draft, self.answer_with_base)
-            else:
-                log_likelihoods, _ = yield from self.read(draft, "score", self.answer_row(draft))
-                found = log_likelihoods, None
-            self.gate(draft, *found)
+            self.gate(draft, *(yield from self.shared.once("base", draft, self.answer_with_base)))
         except InputError:
             pass  # `improve` will say so
         self.done["gauge"] += 1

@@ -117,8 +117,7 @@ def test_a_run_chooses_tau_and_says_so():
     assert summary["tau"] == by_budget(certainties, 0.5) and summary["tau_by"] == "budget"
     assert 0 < sum(record.uncertain for record in found) <= len(EXAMPLES) / 2
     for own, theirs in zip(found, known, strict=True):
-        assert own.tokens["score"] == 2 * theirs.tokens["score"]  # it is read twice, and that is told
-        assert replace(timeless(own), tokens={}) == replace(timeless(theirs), tokens={})
+        assert timeless(own) == timeless(theirs)  # nothing is read twice
     few, summary = run(MODEL, TASK, replace(AUTO, gate=replace(AUTO.gate, calibration=2)))
     assert summary["tau"] == by_budget([record.uncertainty for record in few[:2]], 0.5)
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tiny_runs import EXAMPLES, numbered, settings, task_of, timeless, tiny_model
+from tiny_runs import EXAMPLES, gate, numbered, settings, task_of, timeless, tiny_model
 from ttsi_jax.checkpoints.adapters import saved_ids
 from ttsi_jax.errors import InputError
 from ttsi_jax.loop import run
@@ -43,6 +43,18 @@ def shards(tmp_path) -> list[Path]:
     for index, path in enumerate(paths, start=1):
         run(MODEL, TASK, CONFIG, out=path, shard=Shard(index, 2))
     return paths
+
+
+def test_a_chosen_tau_is_that_of_one_run(tmp_path):
+    """Every host scores all inputs for it; the joined summary tells it."""
+    config = settings(**gate(tau="auto", budget=0.5), method="base")
+    run(MODEL, TASK, config, out=tmp_path / "whole")
+    paths = [tmp_path / "1", tmp_path / "2"]
+    for index, path in enumerate(paths, start=1):
+        run(MODEL, TASK, config, out=path, shard=Shard(index, 2))
+    merge(paths, tmp_path / "joined")
+    assert figures(tmp_path / "joined") == figures(tmp_path / "whole") and "tau" in figures(tmp_path / "whole")
+    assert lines(tmp_path / "joined") == lines(tmp_path / "whole")
 
 
 # Dividing.

@@ -10,6 +10,7 @@ from tiny_runs import EXAMPLES, untimed, write_model
 from ttsi_jax.batching.waves import Waves
 from ttsi_jax.cli import main
 from ttsi_jax.errors import InputError
+from ttsi_jax.quality.presets import PRESETS
 from ttsi_jax.runs.groups import load_run
 
 SETTINGS = [
@@ -37,9 +38,16 @@ def test_cells_are_named_after_their_options():
     cell = sweep.cell_of(options, Path("out"))
     assert cell.name == "bfcl-multiple.Tiny.tt-si.adapt.targets-q-v.seed-3"
     assert cell.args.adapt.targets == ("q", "v") and cell.args.out == Path("out") / cell.name
-    for wrong in ({"adapt.lr": "much"}, {"out": "x"}, {"wave": "0"}, {"nonsense": "1"}):
+    for wrong in ({"adapt.lr": "much"}, {"out": "x"}, {"shard": "1/2"}, {"wave": "0"}, {"nonsense": "1"}):
         with pytest.raises(InputError):
             sweep.cell_of(options | wrong, Path("out"))
+
+
+def test_a_cell_begins_with_its_preset():
+    options = {"model": "tiny", "task": "mine.jsonl", "preset": "recommended", "adapt.lr": "1e-3"}
+    config = sweep.cell_of(options, Path("out")).args.config()
+    assert config.synthesis == PRESETS["recommended"].synthesis and config.adapt.lr == 1e-3
+    assert config.adapt.accept == PRESETS["recommended"].adapt.accept
 
 
 @pytest.fixture

@@ -66,7 +66,7 @@ def run(args: Run) -> int:
     if any(record.adapted for record in result.records):
         output.print(examples_table(result.records))
     output.print(summary_table(result.summary, f"{task.name} · {model.name} · {config.method}"))
-    if args.gate.tau == "auto":
+    if "tau" in result.summary:  # it was chosen
         _say(f"--gate.tau auto: {result.summary['tau']:.4g}, by {result.summary['tau_by']}")
     _say(f"compiling took {result.summary['compile_seconds']:.0f} s, and is not in the stages' seconds")
     failed = [record for record in result.records if record.error is not None]

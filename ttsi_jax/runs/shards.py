@@ -176,8 +176,10 @@ def merge(paths: Sequence[Path], out: Path) -> Merged:
             )
             task = Task(first.inputs["task"], tuple(examples))
             ordered = [records[id] for id in owners]
-            compiling = fsum((read_summary(part.path) or {}).get("compile_seconds", 0.0) for part in parts)
-            summary = summarise(ordered) | f1(ordered, task) | {"compile_seconds": compiling}
+            summaries = [summary for part in parts if (summary := read_summary(part.path)) is not None]
+            compiling = fsum(summary["compile_seconds"] for summary in summaries)
+            chosen = {name: value for name, value in (summaries or [{}])[0].items() if name in ("tau", "tau_by")}
+            summary = summarise(ordered) | f1(ordered, task) | chosen | {"compile_seconds": compiling}
             directory.complete(list(owners), summary)
         failed = [record for id, record in directory.failed.items() if id in owners]
     return Merged(len(owners), dict(sorted(left.items())), tuple(part.shard for part in parts), failed)

@@ -16,11 +16,11 @@ from ttsi_jax.checkpoints import LanguageModel
 from ttsi_jax.config import Parts, RunConfig
 from ttsi_jax.errors import InputError
 from ttsi_jax.model.generation import Sampling
-from ttsi_jax.quality.asking import best_first
 from ttsi_jax.quality.checks import ASKING, Evidence, examine, examine_again
 from ttsi_jax.rules.extras import corrupted, reward
 from ttsi_jax.rules.interface import needed
 from ttsi_jax.steps.asking import NOT_FINITE, Asking
+from ttsi_jax.steps.reading import best_first
 from ttsi_jax.synthesis import Synthesizer, Synthetic
 from ttsi_jax.tasks import Call
 from ttsi_jax.tasks.prompts import OPENING, PromptEncoder, answer_messages

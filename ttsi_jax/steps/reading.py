@@ -1,4 +1,4 @@
-"""What the model is asked for the sake of quality: parts of the algorithm, which yield their wishes as it does."""
+"""Reading what was written once more: how likely the model finds an answer, for choosing pairs and for the gate."""
 
 from __future__ import annotations
 
