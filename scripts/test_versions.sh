@@ -7,7 +7,7 @@
 set -euo pipefail
 source "$(dirname "$0")/environment.sh"
 FAST=(tests/tasks tests/runs tests/checkpoints tests/batching/test_waves.py tests/test_uncertainty.py
-    tests/test_synthesis.py tests/test_run_config.py tests/reliability/test_bad_inputs.py
+    tests/synthesis tests/test_run_config.py tests/reliability/test_bad_inputs.py
     tests/test_cli.py::test_a_run_that_is_done)
 
 interpreter() { # the first of these versions that can be started

@@ -47,3 +47,9 @@ def test_the_notebook_runs(tmp_path, monkeypatch):
     assert len(cells) >= 5
     for number, cell in enumerate(cells):
         exec(compile(cell, f"cell {number}", "exec"), namespace)
+
+
+@pytest.mark.parametrize("script", sorted(ROOT.glob("scripts/*.sh")), ids=lambda path: path.name)
+def test_files_that_shell_scripts_name_are_there(script):
+    for name in re.findall(r"\b(?:tests|scripts|ttsi_jax)/[\w./]*\w", script.read_text()):
+        assert (ROOT / name).exists(), name
