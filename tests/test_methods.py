@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from tiny_runs import ADD, EXAMPLES, GREET, TASK, example, settings, task_of, tiny_model, untimed
+from tiny_runs import ADD, EXAMPLES, GREET, TASK, example, gate, settings, task_of, tiny_model, untimed
 from ttsi_jax.answering import read_calls
 from ttsi_jax.batching.shared import Shared
 from ttsi_jax.batching.waves import Waves
@@ -243,30 +243,42 @@ def test_methods_and_sources_must_agree(method, changes, message):
 
 
 def test_runs_that_share_parts_keep_the_records_that_they_would_have_alone(monkeypatch):
-    base = settings()
+    every = settings()
+    certainties = sorted(record.uncertainty for record in run(MODEL, TASK, every).records)
+    base = settings(**gate(tau=certainties[-1]))  # all but one are uncertain
+    fewer = gate(tau=certainties[-3])
     cells = [
         base,
         replace(base, adapt=replace(base.adapt, lr=1e-2, epochs=1)),
-        replace(base, gate=replace(base.gate, tau=0.3)),
+        replace(base, **fewer),
         replace(base, method="base"),
         replace(base, method="tt-icl"),
         replace(base, seed=1),
         replace(base, answer=replace(base.answer, value_tokens=3)),
         replace(base, synthesis=replace(base.synthesis, k=2)),
+        every,
+        replace(base, **fewer, adapt=replace(base.adapt, measure=("kl",))),
     ]
     alone = [untimed(run(MODEL, TASK, cell).records) for cell in cells]
-    shared, read, score = Shared.between_runs(), [], Waves.score
+    shared, read, trained = Shared.between_runs(), [], []
 
-    def noted(self, rows, *rest):
-        read.extend(rows)
-        return score(self, rows, *rest)
+    def noted(name, rows_so_far):
+        do = getattr(Waves, name)
 
-    monkeypatch.setattr(Waves, "score", noted)
-    together, counts = [], []
+        def and_note(self, rows, *rest, **settings):
+            rows_so_far.extend(rows)
+            return do(self, rows, *rest, **settings)
+
+        monkeypatch.setattr(Waves, name, and_note)
+
+    noted("score", read)
+    noted("adapt", trained)
+    together, counts, counts_trained = [], [], []
     for cell in cells:
-        before = len(read)
+        before, trained_before = len(read), len(trained)
         records = run(MODEL, TASK, cell, shared=shared).records
         counts.append(len(read) - before)
+        counts_trained.append(len(trained) - trained_before)
         together.append(untimed(records))
         stages = {"score", "answer"} if cell.method == "base" else {"score"}
         assert all(stages <= record.seconds.keys() for record in records)
@@ -275,3 +287,7 @@ def test_runs_that_share_parts_keep_the_records_that_they_would_have_alone(monke
     assert counts[1] == counts[2] == counts[3] == 0 and counts[4] >= shown
     assert 0 < counts[5] < counts[0], "another seed writes other pairs, after the same scores"
     assert counts[6] == counts[0], "other answers share nothing"
+    n_adapted = [sum(record.adapted for record in records.values()) for records in alone]
+    assert counts_trained[:2] == n_adapted[:2] and counts_trained[9] == n_adapted[9], "other training shares no adapter"
+    assert 0 < n_adapted[2] < n_adapted[0] and counts_trained[2] == 0, "another tau trains nobody twice"
+    assert counts_trained[8] == n_adapted[8] - n_adapted[0] > 0, "and only those who were certain"

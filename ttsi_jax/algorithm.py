@@ -8,8 +8,10 @@ written, stands in `ttsi_jax.steps`.
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -39,6 +41,18 @@ from ttsi_jax.tasks.prompts import PromptEncoder
 from ttsi_jax.uncertainty import gate_wave, margin
 
 EXPLODED = 1e3  # times the first loss, or times 1 where that is smaller
+
+
+class Outcome(NamedTuple):
+    """What an adapter, or the pairs in the prompt, led to."""
+
+    losses: np.ndarray  # see `Learned`, as `held_out` and `kl`
+    scores: np.ndarray  # [N] float32, of the candidates, as the gate takes them
+    held_out: tuple[float, float] | None
+    kl: float | None
+    text: str | None  # the answer
+    samples: Sequence[str | None]  # sampled ones
+    adapter: Adapter | None  # without a leading axis, where the next input starts from it
 
 
 class Algorithm(Writing):
@@ -156,9 +170,7 @@ class Algorithm(Writing):
         """Trains the input's adapter, or shows the pairs, answers so, and drops both."""
         self.reached["adapt"] += 1
         before, settings = self.warm and self.warm[0], self.config.adapt
-        seeds = range(2 if "seeds" in (*settings.accept, *settings.measure) else 1)
-        parts = [self.show(draft)] if self.in_context else [self.learn(draft, seed) for seed in seeds]
-        own, *others = yield Together(parts)
+        own, *others = yield from self.shared.once("learned", draft, self.learn_all)
         calls, pick = read_calls(own.text), draft.best(own.scores)
         scores_base = np.array(draft.record.log_likelihoods, np.float32)
         margins = self.certainty(draft, scores_base)[1], self.certainty(draft, own.scores)[1]
@@ -176,11 +188,17 @@ class Algorithm(Writing):
         else:
             draft.note(pick=pick)
             if settings.reset == "never":  # waves of one, see `check`
-                self.warm = draft.example.id, jax.tree.map(lambda x: x[0], own.prompt.read.rows.adapters)
+                self.warm = draft.example.id, own.adapter
         self.done["adapt"] += 1
 
+    def learn_all(self, draft: Draft) -> Wanting:
+        """The outcome of each of the input's adapters, or of the pairs in the prompt."""
+        settings = self.config.adapt
+        seeds = range(2 if "seeds" in (*settings.accept, *settings.measure) else 1)
+        return (yield Together([self.show(draft)] if self.in_context else [self.learn(draft, seed) for seed in seeds]))
+
     def learn(self, draft: Draft, seed: int) -> Wanting:
-        """What one adapter learned and answers; each seed draws its own."""
+        """The outcome of one adapter; each seed draws its own."""
         key = draft.key_for(ADAPTATION, *filter(None, [seed]))
         learned: Learned = yield Adapt(draft, "adapt", self.answer_row(draft)._replace(key=key), seed)
         steps = [draft.pairs[step % len(draft.pairs)] for step in range(len(learned.losses))]
@@ -198,7 +216,9 @@ class Algorithm(Writing):
         return (yield from self.answer_after(draft, learned))
 
     def answer_after(self, draft: Draft, learned: Learned) -> Wanting:
-        """The same with its scores as the gate takes them, and answers."""
-        scores = self.scores(draft, learned.scores)
-        text, samples = yield from self.answer(draft, learned.prompt, draft.tool(draft.best(scores)), "answer")
-        return learned._replace(scores=scores, text=text, samples=samples)
+        """The answers that follow from it."""
+        scores, prompt = self.scores(draft, learned.scores), learned.prompt
+        text, samples = yield from self.answer(draft, prompt, draft.tool(draft.best(scores)), "answer")
+        lives_on = self.config.adapt.reset == "never"  # in waves of one
+        adapter = jax.tree.map(lambda x: x[0], prompt.read.rows.adapters) if lives_on else None
+        return Outcome(learned.losses, scores, learned.held_out, learned.kl, text, samples, adapter)

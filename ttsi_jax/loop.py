@@ -19,7 +19,7 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from ttsi_jax.algorithm import Algorithm
-from ttsi_jax.batching.inputs import Draft, assign_shapes, prepare
+from ttsi_jax.batching.inputs import Draft, assign_shapes, passes, prepare
 from ttsi_jax.batching.schedule import Adapt, Ask, Learned, Schedule, Steps
 from ttsi_jax.batching.shared import Shared
 from ttsi_jax.batching.training import learn
@@ -179,7 +179,7 @@ class Loop:
                 drafts.append(draft)
             elif draft.id not in others:
                 yield draft
-        assign_shapes(drafts, self.config.wave)
+        assign_shapes(drafts, self.config.wave, passes(self.config))
 
         left = [draft for draft in drafts if draft.example.id not in others]
         if self.config.adapt.reset == "example":  # else they go in the task's order, whatever their shapes

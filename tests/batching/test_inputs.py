@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tiny_runs import ADD, EXAMPLES, GREET, PING, example, settings, tiny_model
-from ttsi_jax.batching.inputs import Draft, assign_shapes, example_key, length_buckets, prepare
+from ttsi_jax.batching.inputs import Draft, assign_shapes, example_key, length_buckets, passes, prepare
 from ttsi_jax.batching.waves import Pair
 from ttsi_jax.runs.record import Record
 from ttsi_jax.runs.scores import plain, read_plain
@@ -87,6 +87,20 @@ def test_length_buckets_waste_least(lengths, cost):
     every = [(*inner, sizes[-1]) for n in range(3) for inner in combinations(sizes[:-1], n)]
     assert list(found) == sorted(set(found)) and set(found) <= set(sizes) and len(found) <= 3
     assert wasted(found) == min(map(wasted, every))
+
+
+def test_prefixes_that_are_trained_on_are_padded_less():
+    tt_si = settings(scope="all")
+    assert passes(tt_si) == 1 + 3 * 3
+    assert passes(replace(tt_si, synthesis=replace(tt_si.synthesis, k=3))) == 1 + 3 * 3 * 3
+    assert passes(settings(scope="suffix")) == passes(replace(tt_si, method="tt-icl")) == 1
+
+    many = tuple(replace(ADD, name=f"add_{i}") for i in range(10))
+    drafts = [draft(example(str(i), "hi", many if i > 5 else (ADD, GREET))) for i in range(12)]
+    assign_shapes(drafts, 4)
+    assert len({one.shape.prefix for one in drafts}) == 1
+    assign_shapes(drafts, 4, passes=20)
+    assert len({one.shape.prefix for one in drafts}) == 2
 
 
 def test_the_best_candidate_is_the_one_with_the_highest_score():

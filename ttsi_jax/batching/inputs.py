@@ -29,7 +29,7 @@ from ttsi_jax.tasks.prompts import OPENING, PromptEncoder, answer_messages, rend
 
 PREFIX_STEP, SUFFIX_STEP = 32, 16  # lengths are rounded up to these
 CHARACTERS_PER_TOKEN = 16  # more than a text has, on average
-BUCKET_COST = 32_768  # padded prefix tokens that another bucket's programs are worth: about a minute on two cores
+BUCKET_COST = 32_768  # padded prefix tokens, read once, that another bucket's programs are worth: a minute on two cores
 
 # What an input's random key is used for; each use folds its own number into the key.
 SYNTHESIS, ADAPTATION, ANSWER, SAMPLES, CHECKING = range(5)
@@ -141,11 +141,18 @@ def prepare(
     return Draft(example, prefix, answer, opened, request, names, room, example_key(config.seed, example.id), record)
 
 
-def assign_shapes(drafts: Sequence[Draft], wave: int) -> None:
+def passes(config: RunConfig) -> int:
+    """How often an input's prefix goes through the model: once where its cache serves all stages, and three times more
+    in each step that trains on it (forward, and backward at twice the cost)."""
+    trains = config.method in ("tt-si", "tt-d") and config.adapt.scope == "all"
+    return 1 + trains * 3 * config.adapt.epochs * config.synthesis.k
+
+
+def assign_shapes(drafts: Sequence[Draft], wave: int, passes: int = 1) -> None:
     """Gives every input its length bucket. A prefix that fills two waves or more gets waves of its own."""
     if not drafts:
         return
-    sizes = length_buckets([len(draft.prefix) for draft in drafts])
+    sizes = length_buckets([len(draft.prefix) for draft in drafts], cost=BUCKET_COST // passes)
     counts = Counter(draft.prefix for draft in drafts)
     for below, size in zip((0, *sizes), sizes, strict=False):
         own = [draft for draft in drafts if below < len(draft.prefix) <= size]

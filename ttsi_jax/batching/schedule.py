@@ -49,7 +49,7 @@ class Ask(NamedTuple):
 
 
 class Adapt(NamedTuple):
-    """Train on the input's pairs and read a prompt with the adapter; gives what was `Learned`, without a text."""
+    """Train on the input's pairs and read a prompt with the adapter; gives what was `Learned`."""
 
     draft: Draft
     stage: str
@@ -65,8 +65,6 @@ class Learned(NamedTuple):
     prompt: Prompt  # to decode from
     held_out: tuple[float, float] | None = None  # the loss on the held-out pair with the base and with the adapter
     kl: float | None = None  # from the base to the adapted model on the prompt, nats per token, where that was asked
-    text: str | None = None  # the answer
-    samples: Sequence[str | None] = ()  # sampled ones
 
 
 class Together(NamedTuple):

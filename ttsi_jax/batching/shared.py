@@ -1,7 +1,8 @@
 """Parts of the algorithm that runs have in common, gone through once.
 
-Runs of one process that differ only in what comes later (tau, rate, epochs, method, …) score the same prompts, decode
-the same base answers and write the same pairs. `Shared` keeps what a part came to, under all that decides it: the
+Runs of one process that differ only in what comes later (rate, epochs, method, …) score the same prompts, decode the
+same base answers and write the same pairs; those that differ only in who adapts (tau) or in what is accepted learn and
+answer the same. `Shared` keeps what a part came to, under all that decides it: the
 model, the settings that the part reads, the input's tokens and the shapes that it is padded to. So a run's records are
 the same with it as without; the seconds of a part are those that it took the first time.
 """
@@ -70,16 +71,22 @@ class Shared:
             samples,
             shows,
         )
-        return replace(self, keys=(("base", strict_json(base)), ("pairs", strict_json(pairs))))
+        adapt = replace(config.adapt, accept=(), measure=())  # they decide what is measured
+        measured = sorted({"kl", "seeds"} & {*config.adapt.accept, *config.adapt.measure})
+        keys = {"base": base, "pairs": pairs, "learned": (*pairs, repr(adapt), measured)}
+        if config.adapt.save or config.adapt.reset == "never":
+            del keys["learned"]  # there the adapter itself is wanted
+        return replace(self, keys=tuple((part, strict_json(key)) for part, key in keys.items()))
 
     def once(
         self, part: str, draft: Draft, steps: Callable[[Draft], Generator[Any, Any, Any]]
     ) -> Generator[Any, Any, Any]:
         """Goes through a part, or takes what it came to in another run; what it returns."""
-        if self.kept is None:
+        settings = dict(self.keys).get(part)
+        if self.kept is None or settings is None:
             return (yield from steps(draft))
         prompts = draft.prefix, draft.opened, draft.request, tuple(draft.names)
-        key = (part, dict(self.keys)[part], draft.example.id, draft.shape, *prompts)
+        key = (part, settings, draft.example.id, draft.shape, *prompts)
         if key not in self.kept:
             before = draft.record
             value = yield from steps(draft)
