@@ -55,6 +55,10 @@ class AdaptConfig:
         kl: weight of KL(adapted || theta_0) at the answer's tokens, added to the loss.
         l2: weight of the squared size of the change of the weights, |a b|^2 of each projection, added to the loss.
         samples: answers that are sampled to each pair's request, for losses that need them.
+        adapters: adapters per input, M, each with its own random start; one of their answers is taken.
+        divide: each of them trains on its own share of the pairs, in place of all.
+        combine: `vote`: the calls that most of them make. `likelihood`: the function with the highest mean probability,
+          and the answer of the adapter that is surest of it.
         save: keep every input's adapter in the run's directory.
         memory: GiB for intermediate values of training; a wave trains in chunks that fit.
     """
@@ -78,6 +82,9 @@ class AdaptConfig:
     kl: float = 0.0
     l2: float = 0.0
     samples: int = 4
+    adapters: int = 1
+    divide: bool = False
+    combine: Literal["vote", "likelihood"] = "vote"
     save: bool = False
     memory: float = 2.0
 

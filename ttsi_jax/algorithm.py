@@ -11,7 +11,6 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
-from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -34,25 +33,11 @@ from ttsi_jax.quality.thresholds import NONE
 from ttsi_jax.quality.votes import vote
 from ttsi_jax.runs.record import Record
 from ttsi_jax.runs.scores import plain
+from ttsi_jax.steps.outcome import Answered, Outcome, elect
 from ttsi_jax.steps.reading import certainty_of_call
 from ttsi_jax.steps.writing import Writing
-from ttsi_jax.tasks import Tool
 from ttsi_jax.tasks.prompts import PromptEncoder
 from ttsi_jax.uncertainty import gate_wave, margin
-
-EXPLODED = 1e3  # times the first loss, or times 1 where that is smaller
-
-
-class Outcome(NamedTuple):
-    """What an adapter, or the pairs in the prompt, led to."""
-
-    losses: np.ndarray  # see `Learned`, as `held_out` and `kl`
-    scores: np.ndarray  # [N] float32, of the candidates, as the gate takes them
-    held_out: tuple[float, float] | None
-    kl: float | None
-    text: str | None  # the answer
-    samples: Sequence[str | None]  # sampled ones
-    adapter: Adapter | None  # without a leading axis, where the next input starts from it
 
 
 class Algorithm(Writing):
@@ -102,18 +87,19 @@ class Algorithm(Writing):
     def answer_with_base(self, draft: Draft) -> Wanting:
         """Notes the base's answer; returns the candidates' log-likelihoods [N], and how certain the answer is where the
         estimator judges that (else None). For an input that adapts the answer is a measurement, and timed apart."""
-        log_likelihoods, prompt = yield from self.read(draft, "score", self.answer_row(draft))
+        reads = yield from self.read_all(draft, "score", draft.in_orders(self.answer_row(draft)))
+        text, samples, orders = yield from self.answer(draft, reads, "base_answer")
+        log_likelihoods, prompt = reads[0]
         scores, certainty = self.scores(draft, log_likelihoods), None
-        tool = draft.tool(draft.best(scores))
-        text, samples = yield from self.answer(draft, prompt, tool, "base_answer")
         if isinstance(self.parts.estimator, CallEstimator):
             samplings = self.samplings(self.config.gate.samples)
+            tool = draft.tool(draft.best(scores))
             sample = partial(self.fill_in_all, self.parts.answerer, draft, prompt, tool, "score", samplings)
             calls, of_candidates = read_calls(text), self.certainty(draft, scores)[1]
             certainty = yield from certainty_of_call(
                 self.parts.estimator, draft, of_candidates, calls, self.encoder, sample
             )
-        draft.note(text_base=text, base_calls=plain(read_calls(text)), samples_base=samples)
+        draft.note(text_base=text, base_calls=plain(read_calls(text)), samples_base=samples, orders_base=orders)
         return log_likelihoods, certainty
 
     # H
@@ -147,13 +133,20 @@ class Algorithm(Writing):
 
     # Answers
 
-    def answer(self, draft: Draft, prompt: Prompt, tool: Tool, stage: str) -> Wanting:
-        """The answer, and sampled ones: the greedy one, or with a vote the one that most sampled ones agree with."""
-        settings = self.config.answer
+    def answer(self, draft: Draft, reads: Sequence[tuple[np.ndarray, Prompt]], stage: str) -> Wanting:
+        """What is `Answered` after the input's prompt and those in other orders (log-likelihoods of the candidates, and
+        where to decode from): the greedy answer, or the one that most agree with where several vote."""
+        settings, parts = self.config.answer, []
         samplings = [GREEDY, *[Sampling(settings.temperature, settings.top_p)] * settings.samples]
-        greedy, *samples = yield from self.fill_in_all(self.parts.answerer, draft, prompt, tool, stage, samplings)
-        winner = vote([*map(read_calls, samples)], read_calls(greedy)) if settings.vote else None
-        return greedy if winner is None or greedy is None else samples[winner], samples
+        for log_likelihoods, prompt in reads:
+            tool = draft.tool(draft.best(self.scores(draft, log_likelihoods)))
+            parts.append(self.fill_in_all(self.parts.answerer, draft, prompt, tool, stage, samplings))
+        texts = yield Together(parts)
+        greedy, samples = [own[0] for own in texts], [text for own in texts for text in own[1:]]
+        voters = (greedy if len(greedy) > 1 else []) + (samples if settings.vote else [])
+        winner = vote([*map(read_calls, voters)], read_calls(greedy[0]))
+        text = greedy[0] if winner is None or greedy[0] is None else voters[winner]
+        return Answered(text, samples, greedy[1:])
 
     # G
 
@@ -167,44 +160,58 @@ class Algorithm(Writing):
     # T
 
     def adapt_and_answer(self, draft: Draft) -> Wanting:
-        """Trains the input's adapter, or shows the pairs, answers so, and drops both."""
+        """Trains the input's adapters, or shows the pairs, answers so, and drops them."""
         self.reached["adapt"] += 1
         before, settings = self.warm and self.warm[0], self.config.adapt
-        own, *others = yield from self.shared.once("learned", draft, self.learn_all)
-        calls, pick = read_calls(own.text), draft.best(own.scores)
+        outcomes: list[Outcome] = yield from self.shared.once("learned", draft, self.learn_all)
+        members = outcomes[: settings.adapters]
+        probabilities = np.array([self.certainty(draft, one.scores)[0] for one in members])
+        chosen = elect(members, probabilities, settings.combine)
+        own, others = outcomes[chosen], [one.said.text for one in outcomes if one is not outcomes[chosen]]
+        calls, pick = read_calls(own.said.text), draft.best(own.scores)
         scores_base = np.array(draft.record.log_likelihoods, np.float32)
         margins = self.certainty(draft, scores_base)[1], self.certainty(draft, own.scores)[1]
-        agrees = same(calls, read_calls(others[0].text)) if others else None
+        agrees = same(calls, read_calls(others[0])) if others else None
         evidence = gather(own.held_out, margins, calls, draft.example.tools, own.kl, agrees)
-        draft.note(adapted=True, losses=own.losses.tolist(), text_adapted=own.text, adapted_calls=plain(calls))
-        draft.note(samples_adapted=own.samples, adapted_after=before, evidence=evidence.record())
-        first, largest = np.max(np.abs(own.losses[:1]), initial=0), np.max(own.losses, initial=0)
-        if not (np.all(np.isfinite(own.losses)) and np.all(np.isfinite(own.scores)) and own.text is not None):
-            draft.note(reverted=True, reason="training diverged: a loss or a score is not finite")
-        elif largest > EXPLODED * max(1.0, first):
-            draft.note(reverted=True, reason=f"training diverged: the loss grew to {largest:.3g}")
+        draft.note(
+            adapted=True,
+            losses=own.losses.tolist(),
+            text_adapted=own.said.text,
+            adapted_calls=plain(calls),
+            samples_adapted=own.said.samples,
+            orders_adapted=own.said.orders,
+            adapters=[one.said.text for one in members] if len(members) > 1 else [],
+            adapted_after=before,
+            evidence=evidence.record(),
+        )
+        if fault := own.fault():
+            draft.note(reverted=True, reason=f"training diverged: {fault}")
         elif why := revert_reason(evidence, settings.accept):
             draft.note(reverted=True, reason=f"not accepted: {why}")
         else:
             draft.note(pick=pick)
-            if settings.reset == "never":  # waves of one, see `check`
+            if own.adapter is not None:
                 self.warm = draft.example.id, own.adapter
         self.done["adapt"] += 1
 
     def learn_all(self, draft: Draft) -> Wanting:
         """The outcome of each of the input's adapters, or of the pairs in the prompt."""
         settings = self.config.adapt
-        seeds = range(2 if "seeds" in (*settings.accept, *settings.measure) else 1)
+        seeds = range(max(settings.adapters, 2 * ("seeds" in (*settings.accept, *settings.measure))))
         return (yield Together([self.show(draft)] if self.in_context else [self.learn(draft, seed) for seed in seeds]))
 
     def learn(self, draft: Draft, seed: int) -> Wanting:
-        """The outcome of one adapter; each seed draws its own."""
+        """The outcome of one adapter; each seed draws its own, and may have its own share of the pairs."""
         key = draft.key_for(ADAPTATION, *filter(None, [seed]))
-        learned: Learned = yield Adapt(draft, "adapt", self.answer_row(draft)._replace(key=key), seed)
-        steps = [draft.pairs[step % len(draft.pairs)] for step in range(len(learned.losses))]
-        pairs = [*steps, *filter(None, [draft.held_out] * 2)]
-        n_tokens = sum(len(draft.prefix) + len(pair.prompt) + len(pair.answer) for pair in pairs)
-        draft.count("adapt", n_tokens + len(draft.prefix) + len(draft.opened))
+        rows = draft.in_orders(self.answer_row(draft)._replace(key=key))
+        n_shares = self.config.adapt.adapters if self.config.adapt.divide else 1
+        share = draft.pairs[seed % n_shares :: n_shares] or draft.pairs
+        pairs = [*share, *(copy for pair in share for copy in pair.copies)]
+        learned: Learned = yield Adapt(draft, "adapt", rows, pairs, seed)
+        steps = [pairs[step % len(pairs)] for step in range(len(learned.losses))]
+        read = [*steps, *filter(None, [draft.held_out] * 2)]
+        n_tokens = sum(len(pair.prefix or draft.prefix) + len(pair.prompt) + len(pair.answer) for pair in read)
+        draft.count("adapt", n_tokens + sum(len(row.prefix) + len(row.suffix) for row in rows))
         return (yield from self.answer_after(draft, learned))
 
     def show(self, draft: Draft) -> Wanting:
@@ -212,13 +219,14 @@ class Algorithm(Writing):
         suffix = self.shown_prompt(draft, draft.shown)
         row = self.opened_row(draft, suffix, self.parts.answerer, ADAPTATION)
         row = row._replace(shape=draft.shape._replace(suffix=bucket(len(suffix), draft.shape.suffix)))
-        learned = Learned(np.zeros(0, np.float32), *(yield from self.read(draft, "adapt", row)))
+        learned = Learned(np.zeros(0, np.float32), (yield from self.read_all(draft, "adapt", draft.in_orders(row))))
         return (yield from self.answer_after(draft, learned))
 
     def answer_after(self, draft: Draft, learned: Learned) -> Wanting:
-        """The answers that follow from it."""
-        scores, prompt = self.scores(draft, learned.scores), learned.prompt
-        text, samples = yield from self.answer(draft, prompt, draft.tool(draft.best(scores)), "answer")
+        """The outcome of what was learned."""
+        said = yield from self.answer(draft, learned.reads, "answer")
+        log_likelihoods, prompt = learned.reads[0]
         lives_on = self.config.adapt.reset == "never"  # in waves of one
         adapter = jax.tree.map(lambda x: x[0], prompt.read.rows.adapters) if lives_on else None
-        return Outcome(learned.losses, scores, learned.held_out, learned.kl, text, samples, adapter)
+        scores = self.scores(draft, log_likelihoods)
+        return Outcome(learned.losses, learned.held_out, learned.kl, scores, said, adapter)

@@ -39,6 +39,7 @@ class AnswerConfig:
         value_tokens: most tokens of one value in the form `keys`.
         samples: answers that are sampled beside the greedy one; pass@k counts how often one of k is right.
         vote: the answer is the one that most of the sampled ones agree with, by their calls.
+        orders: answers are given under so many rotations of the tool list, and vote with the sampled ones.
         temperature: of sampled answers.
         top_p: of sampled answers.
     """
@@ -48,6 +49,7 @@ class AnswerConfig:
     value_tokens: int = 32
     samples: int = 0
     vote: bool = False
+    orders: int = 1
     temperature: float = 0.7
     top_p: float = 0.95
 

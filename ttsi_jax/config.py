@@ -30,6 +30,7 @@ from ttsi_jax.synthesis import (
     check_sources,
     find_source,
 )
+from ttsi_jax.synthesis.augment import AUGMENTATIONS
 from ttsi_jax.uncertainty import ESTIMATORS, Estimator, GateConfig
 
 
@@ -66,6 +67,12 @@ class RunConfig:
         """Who writes pairs: what `auto` comes to."""
         auto = {"tt-d": "teacher", "icl": "training"}.get(self.method, "self")
         return auto if self.synthesis.source == "auto" else self.synthesis.source
+
+    @property
+    def n_trained(self) -> int:
+        """Most sequences that an adapter trains on: pairs and their copies."""
+        n_pairs = -(-self.synthesis.k // self.adapt.adapters) if self.adapt.divide else self.synthesis.k
+        return n_pairs * (1 + len(self.synthesis.augment))
 
     @property
     def synthesis_form(self) -> str:
@@ -157,8 +164,10 @@ def check(config: RunConfig) -> None:
         "adapt.epochs": (config.adapt.epochs, 1 << 16),
         "adapt.rank": (config.adapt.rank, 1 << 12),
         "adapt.samples": (config.adapt.samples, 1 << 10),
+        "adapt.adapters": (config.adapt.adapters, 1 << 10),
         "answer.max-tokens": (config.answer.max_tokens, 1 << 20),
         "answer.value-tokens": (config.answer.value_tokens, 1 << 20),
+        "answer.orders": (config.answer.orders, 1 << 10),
         "answer.samples": (config.answer.samples + (not config.answer.vote), 1 << 10),  # without a vote none is enough
         "teacher.in-flight": (config.teacher.in_flight, 1 << 10),
         "teacher.retries": (config.teacher.retries + 1, 1 << 10),
@@ -190,6 +199,7 @@ def check(config: RunConfig) -> None:
         ("synthesis.checks", config.synthesis.checks, CHECKS),
         ("adapt.accept", config.adapt.accept, CONDITIONS),
         ("adapt.measure", config.adapt.measure, ("kl", "seeds")),
+        ("synthesis.augment", config.synthesis.augment, AUGMENTATIONS),
     ):
         for name in names:
             if name not in known:
@@ -202,8 +212,13 @@ def check(config: RunConfig) -> None:
         raise InputError(f"--adapt.reset never takes inputs one after another: --wave is {config.wave}; it must be 1")
     if config.adapt.stop_rising and not config.synthesis.held_out:
         raise InputError("--adapt.stop-rising needs --synthesis.held-out: a pair whose loss is watched")
+    if synthesis.augment and adapt.scope != "all":
+        raise InputError("--synthesis.augment changes the tool list: it needs --adapt.scope all")
+    if adapt.divide and adapt.adapters > synthesis.k:
+        raise InputError(f"--adapt.divide: {adapt.adapters} adapters cannot share --synthesis.k {synthesis.k} pairs")
     if isinstance(config.gate.tau, str) and config.gate.tau != "auto" or config.gate.tau != config.gate.tau:
         raise InputError("--gate.tau is not a number")
     check_sources(config.method, config.source, config.synthesis)
-    if config.adapt.accept and config.method in ("tt-icl", "icl"):
-        raise InputError(f"--adapt.accept judges what was trained, and --method {config.method} trains nothing")
+    trains = {"--adapt.accept": adapt.accept, "--synthesis.augment": synthesis.augment, "--adapt.divide": adapt.divide}
+    if config.method in ("tt-icl", "icl") and (option := next((name for name in trains if trains[name]), None)):
+        raise InputError(f"{option} is about what is trained, and --method {config.method} trains nothing")

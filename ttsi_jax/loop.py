@@ -185,6 +185,7 @@ class Loop:
         if self.config.adapt.reset == "example":  # else they go in the task's order, whatever their shapes
             places = {shape: place for place, shape in enumerate(dict.fromkeys(draft.shape for draft in left))}
             left.sort(key=lambda draft: places[draft.shape])
+        self.algorithm.functions = list({tool.name: tool for one in task.examples for tool in one.tools}.values())
         self.algorithm.reached, self.algorithm.done = Counter(), Counter()
         self.seconds_since_lap()
         if self.config.gate.tau == "auto":
@@ -228,7 +229,7 @@ class Loop:
         learned = learn(self.waves, wave, self.parts.rule, self.parts.loss, settings, warm and warm[1])
         if self.keep is not None:
             ids = [wish.draft.example.id + (f"#{wish.seed}" if wish.seed else "") for wish in wave]
-            adapters = learned[0].prompt.read.rows.adapters
+            adapters = learned[0].reads[0][1].read.rows.adapters
             self.keep(ids, adapters, settings.adapt.lora, self.model.config, self.model.name)
         return learned
 

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from tiny_runs import ADD, EXAMPLES, GREET, PING, example, settings, tiny_model
 from ttsi_jax.batching.inputs import Draft, assign_shapes, example_key, length_buckets, passes, prepare
+from ttsi_jax.batching.schedule import Adapt
 from ttsi_jax.batching.waves import Pair
 from ttsi_jax.runs.record import Record
 from ttsi_jax.runs.scores import plain, read_plain
@@ -55,9 +56,8 @@ def test_shapes_hold_every_input_of_their_bucket():
     for one in drafts:
         assert shape.prefix >= len(one.prefix) and shape.suffix >= max(one.room, len(one.opened), len(one.request))
         assert shape.candidates >= len(one.names) and shape.name >= max(map(len, one.names))
-    one = drafts[0]
-    one.pairs = [Pair((1,) * shape.suffix, (2,))]
-    assert one.training_shape() == (shape, 2 * shape.suffix, 64, None)
+    wish = Adapt(drafts[0], "adapt", [], [Pair((1,) * shape.suffix, (2,))])
+    assert wish.shape() == (shape, (2 * shape.suffix, 64), None, 0)
     assign_shapes([], 4)
 
 

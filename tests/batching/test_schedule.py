@@ -6,12 +6,15 @@ import pytest
 
 from ttsi_jax.batching.lanes import Prompt, Read, Work
 from ttsi_jax.batching.schedule import Adapt, Decode, Schedule, Score, Together
+from ttsi_jax.batching.waves import Pair, Shape
 from ttsi_jax.errors import InputError
 from ttsi_jax.model.generation import Rows
 
+SHAPE = Shape(32, 16, 2, 4)
+
 
 class FakeRow(str):
-    shape = None
+    shape = SHAPE
     name = property(str)
 
 
@@ -52,13 +55,13 @@ def prompt(row, adapters) -> Prompt:
 
 
 def algorithm(name: str, adapts: bool):
-    draft = SimpleNamespace(names=[name], training_shape=lambda: ("shape",), shape=None)
+    draft = SimpleNamespace(names=[name], shape=SHAPE, held_out=None)
     scores, read = yield Score(draft, "score", FakeRow(name), draft.names)
     assert scores == f"scores of {name}"
     said = yield Decode(draft, "answer", Work(read, ()))
     assert said == f"said after {name}"
     if adapts:
-        read = yield Adapt(draft, "adapt", FakeRow(name))
+        read = yield Adapt(draft, "adapt", [FakeRow(name)], [Pair((1,), (2,))])
         said = yield Decode(draft, "answer", Work(read, ()))
         assert said == f"said after {name} adapted"
     return f"record of {name}"
@@ -69,7 +72,7 @@ def run(n: int, size: int, adapts) -> tuple[list[list[str]], list[tuple[str, int
 
     def adapt(wave):
         waves.log.append(("adapt", len(wave)))
-        return [prompt(f"{wish.row} adapted", "adapters") for wish in wave]
+        return [prompt(f"{wish.rows[0]} adapted", "adapters") for wish in wave]
 
     schedule = Schedule(waves, lambda wave: [], adapt, charged.append)
     ended = list(schedule.run(algorithm(str(i), adapts(i)) for i in range(n)))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Hashable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from itertools import combinations
 from typing import Any
@@ -17,7 +17,7 @@ import jax
 import numpy as np
 from jax import Array
 
-from ttsi_jax.batching.waves import Ids, Pair, Row, Shape, training_shape
+from ttsi_jax.batching.waves import Ids, Pair, Row, Shape
 from ttsi_jax.config import RunConfig
 from ttsi_jax.errors import InputError
 from ttsi_jax.runs.record import Record
@@ -48,6 +48,7 @@ class Draft:
     room: int  # most tokens of a prompt after the prefix, also with a new request instead of the input's own
     key: Array
     record: Record
+    orders: tuple[Ids, ...] = ()  # the prefix with the functions in other orders
     shape: Shape = Shape(0, 0, 0, 0)  # see `assign_shapes`
     pairs: list[Pair] = field(default_factory=list)
     held_out: Pair | None = None  # not trained on
@@ -81,17 +82,20 @@ class Draft:
         start = len(suffix) if start is None else start
         return Row(self.prefix, suffix, start, self.key_for(*purpose), self.shape)
 
+    def in_orders(self, row: Row) -> list[Row]:
+        """A row, and the same prompt with the functions in other orders."""
+        rows = [row]
+        for number, prefix in enumerate(self.orders, 1):
+            shape = row.shape._replace(common=prefix if row.shape.common else ())
+            rows.append(row._replace(prefix=prefix, key=jax.random.fold_in(row.key, number), shape=shape))
+        return rows
+
     def key_for(self, *purpose: int) -> Array:
         """The random key of one use."""
         key = self.key
         for number in purpose:
             key = jax.random.fold_in(key, number)
         return key
-
-    def training_shape(self) -> tuple[Hashable, ...]:
-        """What inputs that train together have in common."""
-        held_out = self.held_out and training_shape(self.shape, [[self.held_out]])
-        return (self.shape, *training_shape(self.shape, [self.pairs]), held_out)
 
     def finished(self) -> Record:
         """The record with its final answer, and what is right in it."""
@@ -121,6 +125,7 @@ def prepare(
     try:
         prefix = encoder.prefix(example)
         answer = encoder.suffix(example, answer_messages(example), prefix)
+        orders = other_orders(example, answer, encoder, config.answer.orders)
         request = answer
         if isinstance(synthesizer, Synthesizer):
             instruction, opening = synthesizer.prompt(example)
@@ -133,29 +138,42 @@ def prepare(
     without_query = max(0, len(opened) - len(encoder.fragment(example.query)))
     room = max(len(opened), len(request), without_query + config.synthesis.max_tokens)
     n_decoded = max(config.answer.max_tokens, *map(len, names))
-    longest = len(prefix) + max(len(opened), len(request)) + n_decoded
+    longest = max(map(len, (prefix, *orders))) + max(len(opened), len(request)) + n_decoded
     if longest > context_length:
         n_prompt = record.n_prompt_tokens
         error = f"the prompt has {n_prompt} tokens and {n_decoded} may follow; the model's context is {context_length}"
         return replace(record, error=error)
-    return Draft(example, prefix, answer, opened, request, names, room, example_key(config.seed, example.id), record)
+    key = example_key(config.seed, example.id)
+    return Draft(example, prefix, answer, opened, request, names, room, key, record, orders)
+
+
+def other_orders(example: Example, answer: Ids, encoder: PromptEncoder, n: int) -> tuple[Ids, ...]:
+    """The prefixes of up to n - 1 rotations of the functions, so that each of them comes first at most once."""
+    found = []
+    for first in range(1, min(n, len(example.tools))):
+        rotated = replace(example, tools=example.tools[first:] + example.tools[:first])
+        prefix = encoder.prefix(rotated)
+        if encoder.suffix(rotated, answer_messages(rotated), prefix) == answer:
+            found.append(prefix)
+    return tuple(found)
 
 
 def passes(config: RunConfig) -> int:
     """How often an input's prefix goes through the model: once where its cache serves all stages, and three times more
     in each step that trains on it (forward, and backward at twice the cost)."""
     trains = config.method in ("tt-si", "tt-d") and config.adapt.scope == "all"
-    return 1 + trains * 3 * config.adapt.epochs * config.synthesis.k
+    return 1 + trains * 3 * config.adapt.epochs * config.n_trained * config.adapt.adapters
 
 
 def assign_shapes(drafts: Sequence[Draft], wave: int, passes: int = 1) -> None:
     """Gives every input its length bucket. A prefix that fills two waves or more gets waves of its own."""
     if not drafts:
         return
-    sizes = length_buckets([len(draft.prefix) for draft in drafts], cost=BUCKET_COST // passes)
+    lengths = [max(map(len, (draft.prefix, *draft.orders))) for draft in drafts]
+    sizes = length_buckets(lengths, cost=BUCKET_COST // passes)
     counts = Counter(draft.prefix for draft in drafts)
     for below, size in zip((0, *sizes), sizes, strict=False):
-        own = [draft for draft in drafts if below < len(draft.prefix) <= size]
+        own = [draft for draft, length in zip(drafts, lengths, strict=True) if below < length <= size]
         shape = Shape(
             size,
             _round_up(max(draft.room for draft in own), SUFFIX_STEP),

@@ -17,7 +17,7 @@ import numpy as np
 from ttsi_jax.batching.guided import GuidedLanes
 from ttsi_jax.batching.inputs import Draft
 from ttsi_jax.batching.lanes import Lanes, Prompt, Work
-from ttsi_jax.batching.waves import Ids, Row, Waves
+from ttsi_jax.batching.waves import Ids, Pair, Row, Waves, training_shape
 from ttsi_jax.errors import InputError
 from ttsi_jax.runs.record import Record
 
@@ -49,20 +49,28 @@ class Ask(NamedTuple):
 
 
 class Adapt(NamedTuple):
-    """Train on the input's pairs and read a prompt with the adapter; gives what was `Learned`."""
+    """Train on pairs and read prompts with the adapter; gives what was `Learned`."""
 
     draft: Draft
     stage: str
-    row: Row
-    seed: int = 0  # an input may have several adapters, of which the first is the one that is kept
+    rows: Sequence[Row]  # the first one's key draws the adapter
+    pairs: Sequence[Pair]
+    seed: int = 0  # an input may have several adapters
+
+    def shape(self) -> Hashable:
+        """What those that train together have in common."""
+        held_out = self.draft.held_out
+        trained = training_shape(self.draft.shape, [self.pairs])
+        watched = held_out and training_shape(self.draft.shape, [[held_out]])
+        return self.draft.shape, trained, watched, len(self.rows)
 
 
 class Learned(NamedTuple):
     """What training gave."""
 
     losses: np.ndarray  # [S] float32, before each step that was taken, and before the one at which training stopped
-    scores: np.ndarray  # [N] float32, of the candidates after the prompt, with the adapter
-    prompt: Prompt  # to decode from
+    reads: Sequence[tuple[np.ndarray, Prompt]]  # of each prompt the candidates' log-likelihoods [N] float32 with the
+    # adapter, and the prompt to decode from
     held_out: tuple[float, float] | None = None  # the loss on the held-out pair with the base and with the adapter
     kl: float | None = None  # from the base to the adapted model on the prompt, nats per token, where that was asked
 
@@ -180,7 +188,7 @@ class Schedule:
         elif isinstance(wish, Ask):
             self.asks.append((steps, wish))
         elif isinstance(wish, Adapt):
-            self.adapts[wish.draft.training_shape()].append((steps, wish))
+            self.adapts[wish.shape()].append((steps, wish))
         else:
             self._lanes(wish).waiting.append(wish.work._replace(owner=(steps, wish)))
 
@@ -188,7 +196,7 @@ class Schedule:
         """Those for rows of the same shapes that have adapters or none, and a guide or none."""
         read = wish.work.prompt.read
         if read.shape != wish.draft.shape:
-            pair = self.longer[read.shape]
+            pair = self.longer[read.shape, read.rows.adapters is None]
         else:
             pair = self.base if read.rows.adapters is None else self.adapted
         return pair[wish.work.guide is not None]

@@ -76,6 +76,8 @@ class Shared:
         keys = {"base": base, "pairs": pairs, "learned": (*pairs, repr(adapt), measured)}
         if config.adapt.save or config.adapt.reset == "never":
             del keys["learned"]  # there the adapter itself is wanted
+        if "distractors" in config.synthesis.augment:  # they come from all inputs of a run
+            keys = {"base": base}
         return replace(self, keys=tuple((part, strict_json(key)) for part, key in keys.items()))
 
     def once(

@@ -16,10 +16,12 @@ def learn(
     waves: Waves, wave: Sequence[Adapt], rule: UpdateRule, loss: Loss, config: RunConfig, start: Adapter | None = None
 ) -> list[Learned]:
     """What several `Adapt` give, of inputs with the same shape of training; `start`: see `Waves.adapt`."""
-    drafts, rows, settings = [wish.draft for wish in wave], [wish.row for wish in wave], config.adapt
+    drafts, settings = [wish.draft for wish in wave], config.adapt
+    rows, *others = zip(*(wish.rows for wish in wave), strict=True)
     held_out = [draft.held_out for draft in drafts if draft.held_out]  # all have one, or none has
+    names = [draft.names for draft in drafts]
     losses, scores, prompts = waves.adapt(
-        rows, [draft.pairs for draft in drafts], [draft.names for draft in drafts], max_pairs=config.synthesis.k,
+        rows, [wish.pairs for wish in wave], names, max_pairs=config.n_trained,
         rule=rule, loss=loss, config=settings, start=start, held_out=held_out if settings.stop_rising else (),
     )  # fmt: skip
     adapted = Adapted(prompts[0].read.rows.adapters, prompts[0].read.scale, settings.scope)
@@ -28,4 +30,8 @@ def learn(
         siblings = zip(*(waves.losses(rows, held_out, own) for own in (None, adapted)), strict=True)
     if "kl" in (*settings.accept, *settings.measure):
         kls = waves.prompt_kl(rows, adapted)
-    return list(map(Learned, losses, scores, prompts, siblings, kls))
+    reads = [
+        zip(scores, prompts, strict=True),
+        *(zip(*waves.score(own, names, adapted), strict=True) for own in others),
+    ]
+    return list(map(Learned, losses, zip(*reads, strict=True), siblings, kls))

@@ -71,6 +71,8 @@ class Pair(NamedTuple):
     rejected: Ids = ()  # a wrong answer, for losses that need one
     samples: tuple[Ids, ...] = ()  # sampled answers, likewise
     rewards: tuple[float, ...] = ()  # of each
+    prefix: Ids | None = None  # where it is not the input's, in the scope `all`
+    copies: tuple[Pair, ...] = ()  # to train on too
 
 
 class Adapted(NamedTuple):
@@ -317,7 +319,7 @@ class Waves:
 
     def _batch(self, prefixes: Sequence[Ids], pairs: Sequence[Pair], length: int, n_answer: int, whole: bool) -> Batch:
         """One training sequence per row: [E, length] tokens, of which up to n_answer are trained on."""
-        prompts = [prefix * whole + pair.prompt for prefix, pair in zip(prefixes, pairs, strict=True)]
+        prompts = [(pair.prefix or prefix) * whole + pair.prompt for prefix, pair in zip(prefixes, pairs, strict=True)]
         sequences = [prompt + pair.answer for prompt, pair in zip(prompts, pairs, strict=True)]
         tokens = self._tokens(sequences, length, None if whole else [len(prefix) for prefix in prefixes])
         labels, counts = pad([pair.answer for pair in pairs], (self.size, n_answer))
@@ -371,8 +373,9 @@ def training_shape(shape: Shape, pairs: Sequence[Sequence[Pair]]) -> tuple[int, 
     """The buckets of a training wave: sequence after the prefix, trained tokens."""
     flat = [pair for own in pairs for pair in own]
     longest = [max(map(len, (pair.answer, pair.rejected, *pair.samples))) for pair in flat]
+    beyond = [max(0, len(pair.prefix or ()) - shape.prefix) + len(pair.prompt) for pair in flat]
     return (
-        bucket(max(len(pair.prompt) + length for pair, length in zip(flat, longest, strict=True)), shape.suffix),
+        bucket(max(map(sum, zip(beyond, longest, strict=True))), shape.suffix),
         bucket(max(longest), ANSWER_SIZES),
     )
 

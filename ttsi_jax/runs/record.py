@@ -73,6 +73,9 @@ class Record:
     calls: list[Call] | None = None
     samples_base: list[str | None] = field(default_factory=list)  # sampled answers
     samples_adapted: list[str | None] = field(default_factory=list)
+    orders_base: list[str | None] = field(default_factory=list)  # answers under other orders of the functions
+    orders_adapted: list[str | None] = field(default_factory=list)
+    adapters: list[str | None] = field(default_factory=list)  # the answer of each adapter, where there are several
     samples_right_base: int | None = None  # how many of them make the right calls
     samples_right: int | None = None
     seen: bool = False  # the model, or what it was shown, was trained on this input's label: an upper bound

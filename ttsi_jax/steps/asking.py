@@ -40,6 +40,10 @@ class Asking:
         draft.count(stage, len(row.prefix) + len(row.suffix))
         return log_likelihoods, prompt
 
+    def read_all(self, draft: Draft, stage: str, rows: Sequence[Row]) -> Wanting:
+        """What `read` gives for several rows, which are read side by side."""
+        return (yield Together([self.read(draft, stage, row) for row in rows]))
+
     def decode(self, draft: Draft, stage: str, work: Work) -> Wanting:
         """What the model said."""
         said: Said = yield Decode(draft, stage, work)

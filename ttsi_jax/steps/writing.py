@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -22,7 +23,8 @@ from ttsi_jax.rules.interface import needed
 from ttsi_jax.steps.asking import NOT_FINITE, Asking
 from ttsi_jax.steps.reading import best_first
 from ttsi_jax.synthesis import Synthesizer, Synthetic
-from ttsi_jax.tasks import Call
+from ttsi_jax.synthesis.augment import AUGMENTATIONS
+from ttsi_jax.tasks import Call, Tool
 from ttsi_jax.tasks.prompts import OPENING, PromptEncoder, answer_messages
 
 NO_ROOM = "the pair does not fit the model's context"
@@ -34,6 +36,7 @@ class Writing(Asking):
     def __init__(self, config: RunConfig, parts: Parts, encoder: PromptEncoder, model: LanguageModel):
         super().__init__(config, parts, encoder, model)
         self.in_context = config.method in ("tt-icl", "icl")  # pairs are shown, not trained on
+        self.functions: Sequence[Tool] = ()  # of all inputs, for distractors
         self.extras = () if self.in_context else needed(parts.loss)
 
     def write_pairs(self, draft: Draft) -> Wanting:
@@ -149,6 +152,7 @@ class Writing(Asking):
         if pair.reason is None:
             try:
                 sequence = self.training_pair(draft, pair)
+                sequence = sequence._replace(copies=self.copies(draft, pair))
                 if len(draft.pairs) < self.config.synthesis.k:
                     if self.in_context:
                         draft.shown = [*draft.shown, (pair.asked(), pair.calls)]
@@ -175,6 +179,22 @@ class Writing(Asking):
         if len(draft.prefix) + len(prompt) + max(len(answer), len(rejected)) > self.context_length:
             raise InputError(NO_ROOM)
         return Pair(prompt, answer, rejected)
+
+    def copies(self, draft: Draft, pair: Synthetic) -> tuple[Pair, ...]:
+        """The same pair among other functions, as the settings ask; one that does not fit is left out."""
+        found = []
+        for number, name in enumerate(self.config.synthesis.augment):
+            seeds = [self.config.seed, int(draft.record.fingerprint or "0", 16), len(draft.pairs), number]
+            tools, call = AUGMENTATIONS[name](
+                pair.tools or draft.example.tools, pair.calls[0], self.functions, np.random.default_rng(seeds)
+            )
+            example = replace(draft.example, tools=tools)
+            prefix = self.encoder.prefix(example)
+            prompt = self.encoder.suffix(example, answer_messages(example, pair.query), prefix)
+            copy = Pair(prompt, call_ids(self.encoder, call) + self.stop, prefix=prefix)
+            if len(prefix) + len(prompt) + len(copy.answer) <= self.context_length:
+                found.append(copy)
+        return tuple(found)
 
     def shown_prompt(self, draft: Draft, shown: Sequence[tuple[str, Sequence[Call]]]) -> Ids:
         """The answer prompt after the prefix, with examples before the request. Raises what `training_pair` does."""

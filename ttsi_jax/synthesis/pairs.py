@@ -38,6 +38,9 @@ class SynthesisConfig:
           `agreement` (see docs/quality.md).
         labels: sampled answers to a pair's request, for the check `agreement`.
         held_out: write one more pair, which is not trained on; its loss before and after is recorded as evidence.
+        augment: train on a copy of each pair for each of these names too: the functions in another `order`, among
+          `distractors` (functions of other inputs), or with a `rename` of functions and arguments (needs the scope
+          `all`, see `ttsi_jax.synthesis.augment`).
     """
 
     k: int = 1
@@ -54,6 +57,7 @@ class SynthesisConfig:
     checks: tuple[str, ...] = ("schema", "copy")
     labels: int = 4
     held_out: bool = False
+    augment: tuple[Literal["order", "distractors", "rename"], ...] = ()
 
 
 class Synthetic(NamedTuple):
