@@ -123,12 +123,16 @@ def test_an_input_shows_how_it_got_from_request_to_answer(opened):
             {"query": "again", "calls": [], "accepted": False, "reason": "a copy of the seed", "check": "copy"},
         ],
         evidence={"sibling_loss_base": 1.5, "seeds_agree": False, "kl": None},
+        samples_base=["said twice", "said once", "said twice", None], adapters=["of the first", "of the second"],
     )  # fmt: skip
     page = opened(a=Run({"gate": {"tau": 0.95}}, [fixed], None))
     text = view(page)
     for said in ("Where to?", "< τ 0.95: uncertain", "✓ trained on", "✗ dropped: unknown function", "a sampled answer",
-                 "✗ dropped by copy: a copy of the seed", "sibling loss base", "seeds agree"):  # fmt: skip
+                 "✗ dropped by copy: a copy of the seed", "sibling loss base", "seeds agree",
+                 "sampled, before: 4", "of each adapter: 2"):  # fmt: skip
         assert said in text
+    listed = page.evaluate("[...document.querySelectorAll('#input details pre.soft')].map((node) => node.textContent)")
+    assert listed[:3] == ["2 ×  said twice", "1 ×  said once", "1 ×  (nothing)"]
     marked = "[...document.querySelectorAll('#input {}')].map((node) => node.textContent)"
     assert page.evaluate(marked.format("del")) == ["Bergen"]
     assert page.evaluate(marked.format("ins")) == ["Oslo"]
@@ -150,7 +154,7 @@ def test_what_a_model_said_stays_text(opened):
     evil = replace(
         record(1), id=MARKUP, query=MARKUP, candidates=[SCRIPT], probabilities=[1.0], pick=SCRIPT, pick_base=SCRIPT,
         synthetic=[pair], base_calls=[call], adapted_calls=[call, call], calls=[call], gold=[call], text_base=MARKUP,
-        text_adapted=MARKUP, reason=MARKUP, adapted=True, seconds={MARKUP: 1.0}, task=MARKUP,
+        text_adapted=MARKUP, samples_adapted=[MARKUP], reason=MARKUP, adapted=True, seconds={MARKUP: 1.0}, task=MARKUP,
     )  # fmt: skip
     page = opened(**{MARKUP: Run({"method": MARKUP, MARKUP: MARKUP}, [evil], None)})
     assert view(page).count(SCRIPT) > 10

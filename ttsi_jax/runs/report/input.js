@@ -6,6 +6,7 @@ function inputView(record, run) {
     part("Why it ended so", record.reason && h("p", {}, record.reason)),
     part("Request", request(record.query)),
     part("Answer", answers(record)),
+    part("Answers beside it", others(record)),
     part("Candidates", candidates(record)),
     part("Margin", margin(record, run.tau)),
     part("Examples that it wrote for itself", synthetic(record.synthetic)),
@@ -121,6 +122,21 @@ function answer(heading, content, raw, correct) {
     h("span", { class: value ? "good" : "bad" }, `${value ? "✓" : "✗"} ${name}`));
   return h("div", { class: "answer" }, h("h5", {}, heading, h("span", { class: "marks" }, marks)), h("pre", {}, content),
     raw === undefined ? null : h("details", {}, h("summary", {}, "as it was said"), h("pre", {}, raw)));
+}
+
+/** Sampled answers, those under other orders of the functions and those of each adapter, equal ones together. */
+function others(record) {
+  const kinds = { "sampled, before": record.samples_base, "sampled, after": record.samples_adapted,
+    "functions in other orders, before": record.orders_base, "functions in other orders, after": record.orders_adapted,
+    "of each adapter": record.adapters };
+  const found = Object.entries(kinds).filter(([, said]) => said?.length);
+  return found.length ? found.map(([kind, said]) => h("details", {}, h("summary", {}, `${kind}: ${said.length}`), counted(said))) : null;
+}
+
+function counted(said) {
+  const counts = new Map();
+  for (const one of said) counts.set(one, (counts.get(one) || 0) + 1);
+  return [...counts].sort((a, b) => b[1] - a[1]).map(([one, n]) => h("pre", { class: "soft" }, `${n} ×  ${one ?? "(nothing)"}`));
 }
 
 function seconds(record) {

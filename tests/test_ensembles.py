@@ -1,0 +1,145 @@
+"""Several answers to one input by one loop: adapters of several seeds, orders of the functions, augmented pairs."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from tiny_runs import EXAMPLES, TASK, settings, task_of, tiny_model, untimed
+from ttsi_jax.answering import read_calls
+from ttsi_jax.batching.waves import Waves
+from ttsi_jax.config import check
+from ttsi_jax.errors import InputError
+from ttsi_jax.loop import run
+from ttsi_jax.quality.votes import vote
+
+MODEL = tiny_model()
+FOUR = task_of(*(EXAMPLES[index] for index in (1, 2, 3, 5)))  # each of them writes itself a pair
+
+
+def changed(scope: str = "suffix", **steps):
+    config = settings(scope=scope)
+    return replace(config, **{step: replace(getattr(config, step), **values) for step, values in steps.items()})
+
+
+def records(task=FOUR, scope: str = "suffix", **steps):
+    return run(MODEL, task, changed(scope, **steps)).records
+
+
+@pytest.fixture(scope="module")
+def usual():
+    return records()
+
+
+@pytest.fixture(scope="module")
+def three():
+    return records(adapt={"adapters": 3})
+
+
+def test_the_first_of_several_adapters_is_the_one_that_there_is_alone(usual, three):
+    for alone, record in zip(usual, three, strict=True):
+        assert alone.adapters == [] and len(record.adapters) == 3
+        assert record.adapters[0] == alone.text_adapted
+        assert record.text_base == alone.text_base and record.synthetic == alone.synthetic
+        assert record.tokens["adapt"] == 3 * alone.tokens["adapt"]
+
+
+def test_several_adapters_vote(three):
+    for record in three:
+        winner = vote([*map(read_calls, record.adapters)])
+        assert record.text_adapted == record.adapters[winner or 0]
+    assert any(len(set(record.adapters)) > 1 for record in three), "adapters of several seeds are different adapters"
+
+
+def test_the_likeliest_function_is_taken_from_the_surest_adapter(three):
+    for record, other in zip(records(adapt={"adapters": 3, "combine": "likelihood"}), three, strict=True):
+        assert record.adapters == other.adapters and record.text_adapted in record.adapters
+
+
+def test_adapters_with_shares_of_the_pairs(monkeypatch):
+    seen, adapt = [], Waves.adapt
+
+    def noted(self, rows, pairs, *rest, **settings):
+        seen.extend((own, settings["max_pairs"]) for own in pairs)
+        return adapt(self, rows, pairs, *rest, **settings)
+
+    monkeypatch.setattr(Waves, "adapt", noted)
+    found = records(task_of(EXAMPLES[1]), synthesis={"k": 3, "tries": 8}, adapt={"adapters": 2, "divide": True})
+    n_pairs = sum(pair["accepted"] for pair in found[0].synthetic)
+    assert n_pairs > 1 and len(found[0].adapters) == 2
+    assert sorted(len(own) for own, _ in seen) == [n_pairs // 2, n_pairs - n_pairs // 2]
+    assert {most for _, most in seen} == {2}, "no steps are scanned for pairs that no adapter has"
+    assert len({pair for own, _ in seen for pair in own}) == n_pairs
+
+
+def test_neighbours_change_nothing_where_inputs_have_several_adapters(three):
+    alone = records(task_of(EXAMPLES[1], EXAMPLES[5]), adapt={"adapters": 3})
+    together = untimed(three)
+    assert all(together[id].adapters == record.adapters for id, record in untimed(alone).items())
+
+
+# Orders of the functions.
+
+
+@pytest.fixture(scope="module")
+def turned():
+    return records(TASK, answer={"orders": 3})
+
+
+def test_answers_under_every_rotation_vote_on_both_sides(turned):
+    for record, greedy in zip(turned, records(TASK), strict=True):
+        n = min(3, len(record.candidates)) - 1
+        assert len(record.orders_base) == n and len(record.orders_adapted) == n * record.adapted
+        texts = [greedy.text_base, *record.orders_base]
+        assert record.text_base == texts[vote([*map(read_calls, texts)], read_calls(texts[0])) or 0]
+        np.testing.assert_allclose(record.log_likelihoods, greedy.log_likelihoods, rtol=1e-4)
+    assert any(record.adapted for record in turned)
+
+
+def test_a_rotation_is_the_input_with_its_functions_rotated(turned):
+    inputs = [replace(one, tools=one.tools[1:] + one.tools[:1]) for one in TASK.examples]
+    rotated = run(MODEL, task_of(*inputs), settings(method="base")).records
+    for record, own in zip(turned, rotated, strict=True):
+        assert record.orders_base[0] == own.text_base
+
+
+def test_rows_with_a_prefix_in_common_turn_their_functions_too():
+    same = task_of(*(replace(EXAMPLES[1], id=str(number)) for number in range(9)))  # two waves and one more
+    found = records(same, answer={"orders": 2})
+    alone = records(task_of(same.examples[4]), answer={"orders": 2})[0]
+    for record in found:
+        assert len(record.orders_base) == 1 and record.orders_base == found[0].orders_base
+    assert untimed(found)["4"] == untimed([alone])["4"]
+
+
+# Augmented pairs.
+
+
+def test_every_augmentation_is_trained_on(usual):
+    names = ("order", "distractors", "rename")
+    config = changed("all", synthesis={"augment": names})
+    found = run(MODEL, FOUR, config).records
+    plain = records(scope="all")
+    epochs = config.adapt.epochs
+    for record, other in zip(found, plain, strict=True):
+        assert record.synthetic == other.synthetic, "the pairs are the same"
+        assert len(other.losses) == epochs and len(record.losses) == epochs * (1 + len(names))
+        assert record.losses[0] == pytest.approx(other.losses[0], rel=1e-4)
+        assert len({round(loss, 3) for loss in record.losses[:4]}) > 1
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        (changed(synthesis={"augment": ("order",)}), "needs --adapt.scope all"),
+        (changed("all", synthesis={"augment": ("noise",)}), "must be one of order, distractors, rename"),
+        (changed(adapt={"adapters": 2, "divide": True}), "2 adapters cannot share --synthesis.k 1 pairs"),
+        (changed(adapt={"adapters": 0}), "--adapt.adapters is 0"),
+        (changed(answer={"orders": 0}), "--answer.orders is 0"),
+        (changed(adapt={"combine": "mean"}), "--adapt.combine is 'mean'"),
+        (replace(changed("all", synthesis={"augment": ("order",)}), method="tt-icl"), "trains nothing"),
+    ],
+)
+def test_settings_that_cannot_be(config, message):
+    with pytest.raises(InputError, match=message):
+        check(config)
