@@ -25,11 +25,13 @@ from benchmarking import (
     Seconds,
     alternate,
     choose_platform,
+    console,
     describe,
     show,
     surroundings,
     write_json,
 )
+from ttsi_jax.errors import InputError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +51,7 @@ class Settings(Options):
 
 def main() -> int:
     settings = tyro.cli(Settings)
-    choose_platform(settings)
+    choose_platform(settings.platform)
     from ttsi_jax.answering import TEXT, Slot
     from ttsi_jax.batching.guided import GuidedLanes
     from ttsi_jax.batching.inputs import Draft, assign_shapes, prepare
@@ -163,4 +165,8 @@ def timed_parts(grammars: Any, guides: list[Any], ids: list[Any], size: int) -> 
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except InputError as error:
+        console.print(f"error: {error}", style="red", markup=False)
+        sys.exit(2)

@@ -153,7 +153,7 @@ def draw(path: Path, results: Mapping[str, Any]) -> None:
 def main() -> int:
     options = tyro.cli(Roofline, description=__doc__)
     try:
-        choose_platform(options)
+        choose_platform(options.platform)
         if options.quick:
             options = replace(options, wave=min(options.wave, 8), rounds=1)
         results = measure(options)

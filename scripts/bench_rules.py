@@ -28,6 +28,7 @@ from rich.console import Console
 from rich.table import Table
 
 import ttsi_jax as ttsi
+from benchmarking import choose_platform
 from ttsi_jax.adaptation import bind_forward
 from ttsi_jax.config import check, find_parts
 from ttsi_jax.model.cache import Cache
@@ -58,6 +59,7 @@ class Lab:
         tokens: length of the sequence whose step is measured.
         prefix: cached tokens before it.
         seed: of the run.
+        platform: cpu, gpu or tpu; by default what JAX finds.
         json: file for the results.
         plot: file for the loss curves (.png; needs the extra `report`).
     """
@@ -75,6 +77,7 @@ class Lab:
     tokens: int = 96
     prefix: int = 256
     seed: int = 0
+    platform: str | None = None
     json: Path | None = None
     plot: Path | None = None
 
@@ -223,6 +226,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     sys.path.append(os.getcwd())  # where a user's own rules and losses lie, as for `ttsi-jax`
     lab = tyro.cli(Lab, args=arguments)
+    choose_platform(lab.platform)
     console = Console()
     combinations = [(rule, loss) for loss in lab.losses for rule in lab.rules]
     for rule, loss in combinations:  # a wrong name ends it before anything is loaded

@@ -297,7 +297,7 @@ def draw(path: Path, seconds: Mapping[str, Mapping[str, Any]]) -> None:
 def main() -> int:
     options = tyro.cli(Scaling, description=__doc__)
     try:
-        choose_platform(options)
+        choose_platform(options.platform)
         results = measure(options.quickly() if options.quick else options)
     except InputError as error:
         console.print(f"error: {error}", style="red", markup=False)

@@ -25,6 +25,7 @@ from rich.console import Console
 from rich.table import Table
 
 import ttsi_jax as ttsi
+from benchmarking import choose_platform
 from ttsi_jax.adaptation import adapt_wave, bind_forward, init_wave
 from ttsi_jax.model.decoder import forward, logits, tokens_after
 from ttsi_jax.model.scoring import Candidates, prefill_wave, score_wave
@@ -46,6 +47,7 @@ class Settings:
         candidates: functions to choose from.
         steps: training steps per input.
         repeats: timed runs of each variant.
+        platform: cpu, gpu or tpu; by default what JAX finds.
         json: file for the results.
     """
 
@@ -57,6 +59,7 @@ class Settings:
     candidates: int = 4
     steps: int = 2
     repeats: int = 2
+    platform: str | None = None
     json: Path | None = None
 
 
@@ -149,6 +152,7 @@ def seconds(run: Callable[[], Any]) -> float:
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     settings = tyro.cli(Settings, args=arguments)
+    choose_platform(settings.platform)
     model = ttsi.tiny_language_model() if settings.model == "tiny" else ttsi.load_model(settings.model)
     runs = variants(model, settings)
     first = {name: seconds(run) for name, run in runs.items()}  # with compiling
@@ -182,4 +186,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except (ttsi.InputError, ttsi.ModelFileError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2 if isinstance(error, ttsi.InputError) else 3)

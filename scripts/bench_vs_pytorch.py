@@ -245,7 +245,7 @@ def main() -> int:
     options = tyro.cli(VsPyTorch, description=__doc__)
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # the two sides share a GPU's memory
     try:
-        choose_platform(options)
+        choose_platform(options.platform)
         if options.quick:
             options = replace(options, wave=min(options.wave, 8), rounds=1)
         if options.merge:

@@ -20,6 +20,8 @@ from typing import Any, NamedTuple
 from rich.console import Console
 from rich.table import Table
 
+from ttsi_jax.errors import InputError
+
 console = Console(width=None if sys.stdout.isatty() else 150)  # tables keep their columns in a file
 
 
@@ -51,12 +53,16 @@ class Options:
         return "random" if self.random_weights else self.task
 
 
-def choose_platform(options: Options) -> None:
-    """Has to come before the first array."""
+def choose_platform(platform: str | None) -> None:
+    """Has to come before the first array. Raises InputError for a device that is not there."""
     import jax
 
-    if options.platform:
-        jax.config.update("jax_platforms", "cuda" if options.platform == "gpu" else options.platform)
+    if platform:
+        jax.config.update("jax_platforms", "cuda" if platform == "gpu" else platform)
+        try:
+            jax.devices()
+        except (RuntimeError, AssertionError):  # JAX asserts that it found a backend
+            raise InputError(f"--platform {platform}: JAX finds no such device") from None
 
 
 # Timing

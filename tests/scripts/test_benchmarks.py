@@ -1,7 +1,10 @@
 """The benchmarks run on tiny shapes, both sides do the same work, and their figures are what they say."""
 
 import json
+import os
+import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -17,6 +20,7 @@ from ttsi_jax.errors import InputError
 from ttsi_jax.model.decoder import abstract_params
 from workload import SHAPES, Clock, Found, JaxSide, Work, load, make_inputs, random_model
 
+ROOT = Path(__file__).parents[2]
 WORK = Work(prefix=40, suffix=16, trained=4, synthesis=4, answer=4, candidates=3, name=3)
 SMALL = ["--random-weights", "tiny", "--rounds", "1"]
 SIZES = [f"--work.{name}={getattr(WORK, name)}" for name in vars(WORK) if name not in ("lr", "steps")]
@@ -35,6 +39,16 @@ def read(path):
     assert {"ratios", "seconds", "environment", "command"} <= set(results)
     assert {"threads", "dtype", "versions", "compile_seconds", "load"} <= set(results["environment"])
     return results
+
+
+@pytest.mark.parametrize("script", ["bench_steps", "bench_vs_pytorch", "bench_guided"])
+def test_a_device_that_is_not_there_is_named(script):
+    command = [sys.executable, ROOT / "scripts" / f"{script}.py", "--platform", "nowhere"]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    ended = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=100)
+    said = ended.stdout + ended.stderr
+    assert ended.returncode == 2 and "error: --platform nowhere: JAX finds no such device\n" in said
+    assert "Traceback" not in said
 
 
 # Timing and bounds.
