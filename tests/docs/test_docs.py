@@ -5,6 +5,9 @@ import importlib
 import json
 import pkgutil
 import re
+import subprocess
+import sys
+from functools import lru_cache
 from pathlib import Path
 
 import pytest
@@ -47,6 +50,36 @@ def test_the_notebook_runs(tmp_path, monkeypatch):
     assert len(cells) >= 5
     for number, cell in enumerate(cells):
         exec(compile(cell, f"cell {number}", "exec"), namespace)
+
+
+def commands() -> list[tuple[str, str]]:
+    """Every command with options in the documentation: its page, and itself in one line."""
+    found = []
+    for page in (ROOT / "README.md", *sorted(ROOT.glob("docs/**/*.md"))):
+        blocks = re.findall(r"```(?:bash|yaml)\n(.*?)```", page.read_text(encoding="utf-8"), flags=re.DOTALL)
+        lines = re.sub(r"\\\n|\n\s+(?=--)", " ", "\n".join(blocks)).splitlines()
+        parts = [part for line in lines for part in re.split(r"\s#\s|;\s|&&", line)]
+        found += [
+            (page.name, match[0]) for part in parts if (match := re.search(r"(ttsi-jax|scripts/\w+\.py) .*--.*", part))
+        ]
+    return found
+
+
+@lru_cache
+def known_options(*command: str) -> set[str]:
+    said = subprocess.run([sys.executable, *command, "--help"], capture_output=True, text=True, timeout=100, cwd=ROOT)
+    return set(re.findall(r"--[\w.-]*\w", said.stdout))
+
+
+def test_options_that_the_documentation_shows_are_there():
+    assert len(commands()) > 40
+    for page, line in commands():
+        words = line.split()
+        of_run = words[0] == "scripts/sweep.py"  # takes the options of a run
+        program = ("-m", "ttsi_jax.cli", "run" if of_run else words[1])
+        known = known_options(*(program if of_run or words[0] == "ttsi-jax" else (words[0],)))
+        shown = set(re.findall(r"(?<!\S)--[a-z][\w.-]*", line))
+        assert shown <= known | {"--help"}, f"{page}: {line}"
 
 
 @pytest.mark.parametrize("script", sorted(ROOT.glob("scripts/*.sh")), ids=lambda path: path.name)
