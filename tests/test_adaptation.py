@@ -10,7 +10,6 @@ import pytest
 
 from model.tiny import padded, pair, random_ids, row, sequence, stack, tiny_model
 from ttsi_jax.adaptation import AdaptConfig, adapt_wave, init_wave
-from ttsi_jax.batching.memory import training_chunk
 from ttsi_jax.model.decoder import forward, logits
 from ttsi_jax.model.lora import LoraConfig
 from ttsi_jax.model.scoring import prefill_wave
@@ -280,19 +279,6 @@ def test_init_depends_on_each_key_alone():
     assert (wave[0]["q"].a[0] != wave[0]["q"].a[1]).any()
     np.testing.assert_array_equal(states.n_steps, N_STEPS)
     np.testing.assert_array_equal(states.step, [0] * E)
-
-
-def test_training_chunks_divide_the_wave_and_follow_memory():
-    config, _ = tiny_model()
-
-    def chunk(memory, n_examples=12, n_past=256):
-        return training_chunk(config, AdaptConfig(memory=memory), n_examples, 512, n_past, 64)
-
-    sizes = [chunk(memory)[0] for memory in (1e-4, 0.05, 0.1, 0.2, 100.0)]
-    assert sizes == sorted(sizes) and sizes[0] == 1 and sizes[-1] == 12
-    assert all(12 % size == 0 for size in sizes)
-    assert chunk(1e-4)[1] and not chunk(100.0)[1]
-    assert chunk(100.0, 7, 0) == (7, False)
 
 
 def test_defaults_are_the_papers():

@@ -1,17 +1,22 @@
 """What happens when a device's memory runs out."""
 
 import logging
+from dataclasses import replace
+from functools import partial
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from batching.test_waves import MODEL, NAMES, ROWS, E, waves
+from model.tiny import tiny_model as tiny_params
 from ttsi_jax.adaptation import AdaptConfig
 from ttsi_jax.batching import waves as module
-from ttsi_jax.batching.memory import within_memory
-from ttsi_jax.batching.waves import Pair
+from ttsi_jax.batching.memory import training_chunk, within_memory
+from ttsi_jax.batching.waves import Pair, Shape
 from ttsi_jax.rules import adamw, answer_cross_entropy
+from ttsi_jax.scaling.programs import Sizes, run_programs
 
 
 def full(chunk: int) -> jax.errors.JaxRuntimeError:
@@ -62,3 +67,42 @@ def test_a_wave_learns_the_same_and_later_waves_begin_with_what_fitted(monkeypat
     np.testing.assert_allclose(found[0], losses, atol=1e-5)
     for a, b in zip(found[1], scores, strict=True):
         np.testing.assert_allclose(a, b, atol=1e-4)
+
+
+def test_training_chunks_divide_the_wave_and_follow_memory():
+    config, _ = tiny_params()
+
+    def chunk(memory, n_examples=12, n_past=256, recomputes=True):
+        return training_chunk(config, AdaptConfig(memory=memory), n_examples, 512, n_past, 64, recomputes=recomputes)
+
+    sizes = [chunk(memory)[0] for memory in (1e-4, 0.05, 0.1, 0.2, 100.0)]
+    assert sizes == sorted(sizes) and sizes[0] == 1 and sizes[-1] == 12
+    assert all(12 % size == 0 for size in sizes)
+    assert chunk(1e-4)[1] and not chunk(100.0)[1]
+    assert chunk(100.0, 7, 0) == (7, False)
+
+
+def test_where_recomputing_saves_nothing_chunks_hold_what_is_kept():
+    config, _ = tiny_params()
+    of = partial(training_chunk, config, AdaptConfig(memory=1e-4), 12, 512, 0, 64)
+    assert of(recomputes=True) == (1, True) and of(recomputes=False) == (1, False)
+    assert of() == of(recomputes=jax.default_backend() != "cpu")
+
+
+@pytest.mark.parametrize("scope", ["all", "suffix"])
+def test_the_compiled_program_takes_what_the_formula_says(scope):
+    """Of the CPU's compiler; a model whose layers outweigh the rest."""
+    shape = {"n_layers": 4, "local_layers": (False,) * 4, "hidden_size": 128, "mlp_size": 384, "vocab_size": 64}
+    config = replace(tiny_params()[0], **shape)
+    sizes = Sizes(4, Shape(384, 128, 2, 4), 128, 16, 4)
+    program = run_programs(config, jnp.float32, sizes, AdaptConfig(), adamw(1e-2), answer_cross_entropy, (scope,))
+    program = program[f"adapt, {scope}"]
+    taken = {}
+    for chunk in (1, 4):
+        own = program._replace(options=program.options | {"chunk": chunk, "remat": False})
+        taken[chunk] = own.trace().lower().compile().memory_analysis().temp_size_in_bytes
+    measured = (taken[4] - taken[1]) / 3
+    n_tokens, n_past = (512, 0) if scope == "all" else (128, 384)
+    fits = lambda n_bytes: training_chunk(config, AdaptConfig(memory=n_bytes / 2**30), 256, n_tokens, n_past, 16)[0]  # noqa: E731
+    assert fits(32 * measured) <= 32 + 4, "what is said to fit takes at most an eighth more"
+    assert fits(32 * measured) >= 16, "and no half of the memory is left idle"

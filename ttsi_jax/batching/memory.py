@@ -41,21 +41,28 @@ def training_chunk(
     n_past: int,
     n_answer: int,
     n_sequences: int = 1,
+    recomputes: bool | None = None,
 ) -> tuple[int, bool]:
-    """How many examples train at a time within `settings.memory`, and whether their layers must be recomputed.
+    """How many examples train at a time within `settings.memory`, at least one, and whether layers are recomputed.
 
     Counts in float32 what the backward pass keeps: per layer and token the stream, the projections' inputs and outputs
-    and two copies of the attention weights; three copies of the logits; and of the adapter its gradient, its new value
-    and two moments. `n_sequences` is how many sequences a step computes. The chunk divides `n_examples`.
+    and the attention weights; three copies of the logits; and of the adapter its gradient, its new value and two
+    moments. The chunk divides `n_examples`.
+
+    Args:
+        n_sequences: how many sequences a step computes.
+        recomputes: whether recomputing saves memory. XLA's compiler for CPUs merges it with the first computation, so
+            by default it is tried elsewhere only.
     """
+    recomputes = jax.default_backend() != "cpu" if recomputes is None else recomputes
     per_token = 6 * config.hidden_size + 4 * config.mlp_size + 4 * config.n_heads * config.head_dim
-    per_layer = n_sequences * n_tokens * (per_token + 2 * config.n_heads * (n_tokens + n_past))
+    per_layer = n_sequences * n_tokens * (per_token + config.n_heads * (n_tokens + n_past))
     shapes, lora = projection_shapes(config), settings.lora
     adapter = len(lora.chosen(config)) * lora.rank * sum(sum(shapes[name]) for name in lora.targets)
     others = 3 * n_sequences * n_answer * config.vocab_size + 4 * adapter
     kept = 4 * (per_layer * config.n_layers + others)
     recomputed = 4 * (per_layer + n_sequences * n_tokens * config.hidden_size * config.n_layers + others)
     budget = settings.memory * 2**30
-    remat = kept > budget
+    remat = recomputes and kept > budget
     fits = max(1, int(budget // (recomputed if remat else kept)))
     return max(c for c in range(1, n_examples + 1) if n_examples % c == 0 and c <= fits), remat

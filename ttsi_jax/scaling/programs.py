@@ -101,7 +101,8 @@ def run_programs(
         tokens, past = prompts[scope]
         whole = scope == "all"
         length = sizes.sequence + shape.prefix * whole
-        chunk, remat = training_chunk(config, settings, wave, length, 0 if whole else shape.prefix, sizes.trained)
+        n_past = 0 if whole else shape.prefix
+        chunk, remat = training_chunk(config, settings, wave, length, n_past, sizes.trained, recomputes=True)
         keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), wave))
         adapters, states = jax.eval_shape(
             lambda keys, n_steps: init_wave(keys, config, settings.lora, rule, n_steps), keys, _ints(wave)
