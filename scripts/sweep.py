@@ -8,10 +8,10 @@ directory under OUT, named after its own options, so `ttsi-jax compare OUT/*` an
 command resumes: finished cells are read, not run. An option that takes several words gets them joined by commas
 (`--adapt.targets q,v q,k,v`); one without a value is a switch.
 
-A model is loaded once. Scores, base answers and pairs that cells have in common are computed once; the records are
-those of separate runs (`ttsi_jax.batching.shared`), and every cell's seconds count its whole work. A cell that fails is
-told at the end and costs the others nothing. Exit codes: 0 done; 1 a cell or an input failed; 2 bad arguments; 130
-interrupted.
+A model is loaded once. Scores, base answers, pairs and adapted answers that cells have in common are computed once; the
+records are those of separate runs (`ttsi_jax.batching.shared`), and every cell's seconds count its whole work. A cell
+that fails is told at the end and costs the others nothing. Exit codes: 0 done; 1 a cell or an input failed; 2 bad
+arguments; 130 interrupted.
 """
 
 from __future__ import annotations
