@@ -1,0 +1,92 @@
+"""Weights in int8: small integers, each times the scale of its group, with activations and adapters left in float.
+
+A matrix with one scale per output channel is multiplied as it is and the product scaled, so that no dequantised copy of
+it is ever asked for. With smaller groups (32 inputs in the Q8_0 format of ggml) the matrix is dequantised as an operand
+of its product, which XLA fuses into it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+
+class Int8(NamedTuple):
+    """How a base is kept in int8, where a dtype says how one is kept in float."""
+
+    dtype: Any  # of activations, and of what else the base has but norms
+    group: int | None = None  # inputs that share a float16 scale; None: a float32 scale for all inputs of an output
+
+    def abstract(self, shape: tuple[int, int], axis: int) -> Quantized:
+        """A matrix of a shape, with `jax.ShapeDtypeStruct`s; `axis` is that of its inputs."""
+        groups = list(shape)
+        groups[axis] = 1 if self.group is None else shape[axis] // self.group
+        scales = jax.ShapeDtypeStruct(tuple(groups), jnp.float32 if self.group is None else jnp.float16)
+        return Quantized(jax.ShapeDtypeStruct(shape, jnp.int8), scales, jnp.dtype(self.dtype))
+
+
+@partial(jax.tree_util.register_dataclass, data_fields=("values", "scales"), meta_fields=("dtype",))
+@dataclass(frozen=True)
+class Quantized:
+    """An [m, n] matrix in equal groups of values; the shape of a group is the values' over the scales'."""
+
+    values: Any  # [m, n] int8
+    scales: Any  # [m / M, n / N] float32 or float16
+    dtype: Any  # of what it gives
+
+    def __str__(self) -> str:
+        kind = "channel" if 1 in self.scales.shape else f"{self.values.size // self.scales.size} inputs"
+        return f"int8 with a scale per {kind}, computed in {self.dtype}"
+
+    def dense(self) -> Array:
+        """The matrix [m, n]."""
+        scales = self.scales
+        for axis, size in enumerate(self.values.shape):
+            if scales.shape[axis] not in (1, size):
+                scales = jnp.repeat(scales, size // scales.shape[axis], axis=axis)
+        return (self.values.astype(jnp.float32) * scales).astype(self.dtype)
+
+
+Weight = Array | Quantized
+
+
+def rows(weight: Weight, ids: Array) -> Array:
+    """Rows [T, n] of a matrix whose groups lie within a row."""
+    found = jax.tree.map(lambda x: jnp.take(x, ids, axis=0), weight)
+    return found.dense() if isinstance(found, Quantized) else found
+
+
+def contract(x: Array, weight: Weight, axis: int, dtype: Any = None) -> Array:
+    """The last axis of x with the given axis of a matrix; in x's dtype, or accumulated and returned in `dtype`."""
+    subscripts = "...i,io->...o" if axis == 0 else "...i,oi->...o"
+    if not isinstance(weight, Quantized):
+        return jnp.einsum(subscripts, x, weight, preferred_element_type=dtype)
+    per_channel = weight.scales.shape[axis] == 1
+    kernel = weight.values if per_channel else weight.dense()
+    y = jnp.einsum(subscripts, x, kernel.astype(x.dtype), preferred_element_type=jnp.float32)
+    return (y * weight.scales.squeeze(axis) if per_channel else y).astype(dtype or x.dtype)
+
+
+def quantise(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Rows [m, n] as int8 values and float32 scales [m, 1] such that the largest of a row is 127; symmetric.
+
+    Values that are not finite give scales that are not.
+    """
+    rows = rows.astype(np.float32)
+    scales = np.abs(rows).max(axis=1, keepdims=True) / np.float32(127)
+    with np.errstate(invalid="ignore"):
+        values = np.rint(rows / np.where(scales > 0, scales, 1))
+        return np.clip(values, -127, 127).astype(np.int8), scales
+
+
+def storage(params: dict[str, Any]) -> str:
+    """How a base is kept: its dtype, or for int8 every kind of scale in it and the dtype that it is computed in."""
+    leaves = jax.tree.leaves(params, is_leaf=lambda x: isinstance(x, Quantized))
+    kinds = {str(leaf) for leaf in leaves if isinstance(leaf, Quantized)}
+    return "; ".join(sorted(kinds)) or str(params["embed"].dtype)
