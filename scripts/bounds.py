@@ -58,7 +58,7 @@ class Cost(NamedTuple):
 
 
 class Costs:
-    """The costs of a wave's stages, for a decoder, the size of its numbers in bytes, and that of a weight if another."""
+    """The costs of a wave's stages, for a decoder and the size in bytes of its numbers, and of a weight if it differs."""
 
     def __init__(
         self, config: DecoderConfig, itemsize: int, lora: LoraConfig | None = None, weight: float | None = None

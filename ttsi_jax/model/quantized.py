@@ -17,6 +17,10 @@ import numpy as np
 from jax import Array
 
 
+DEQUANTISED = 1 << 24  # most values of a matrix at once
+LANES = 128
+
+
 class Int8(NamedTuple):
     """How a base is kept in int8, where a dtype says how one is kept in float."""
 
@@ -64,13 +68,40 @@ def rows(weight: Weight, ids: Array) -> Array:
 
 def contract(x: Array, weight: Weight, axis: int, dtype: Any = None) -> Array:
     """The last axis of x with the given axis of a matrix; in x's dtype, or accumulated and returned in `dtype`."""
-    subscripts = "...i,io->...o" if axis == 0 else "...i,oi->...o"
     if not isinstance(weight, Quantized):
-        return jnp.einsum(subscripts, x, weight, preferred_element_type=dtype)
-    per_channel = weight.scales.shape[axis] == 1
-    kernel = weight.values if per_channel else weight.dense()
-    y = jnp.einsum(subscripts, x, kernel.astype(x.dtype), preferred_element_type=jnp.float32)
-    return (y * weight.scales.squeeze(axis) if per_channel else y).astype(dtype or x.dtype)
+        return jnp.einsum(_SUBSCRIPTS[axis], x, weight, preferred_element_type=dtype)
+    product = _per_channel if weight.scales.shape[axis] == 1 else _per_group
+    return product(x, weight, axis).astype(dtype or x.dtype)
+
+
+_SUBSCRIPTS = ("...i,io->...o", "...i,oi->...o")  # by the axis that is contracted
+
+
+@partial(jax.checkpoint, static_argnums=2)  # or a copy in float would be kept for the backward pass
+def _per_channel(x: Array, weight: Quantized, axis: int) -> Array:
+    values = weight.values.astype(x.dtype)
+    return jnp.einsum(_SUBSCRIPTS[axis], x, values, preferred_element_type=jnp.float32) * weight.scales.squeeze(axis)
+
+
+def _per_group(x: Array, weight: Quantized, axis: int) -> Array:
+    """Some outputs at a time: what is dequantised at once is bounded, where a vocabulary's matrix would be large."""
+    n_in, n_out = weight.values.shape[axis], weight.values.shape[1 - axis]
+    size = max(LANES, DEQUANTISED // n_in // LANES * LANES)
+
+    @jax.checkpoint
+    def part(x: Array, weight: Quantized, start: Array | int) -> Array:
+        cut = lambda w: jax.lax.dynamic_slice_in_dim(w, start, size, 1 - axis)  # noqa: E731
+        matrix = (weight if size >= n_out else jax.tree.map(cut, weight)).dense()
+        return jnp.einsum(_SUBSCRIPTS[axis], x, matrix, preferred_element_type=jnp.float32)
+
+    if size >= n_out:
+        return part(x, weight, 0)
+
+    def body(index: Array, y: Array) -> Array:  # the last part overlaps the one before it
+        start = jnp.minimum(index * size, n_out - size)
+        return jax.lax.dynamic_update_slice_in_dim(y, part(x, weight, start), start, y.ndim - 1)
+
+    return jax.lax.fori_loop(0, -(-n_out // size), body, jnp.zeros((*x.shape[:-1], n_out), jnp.float32))
 
 
 def quantise(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
