@@ -18,7 +18,7 @@ from jax import Array
 
 
 DEQUANTISED = 1 << 24  # most values of a matrix at once
-LANES = 128
+LANES = 128  # a TPU's tiles are as wide
 
 
 class Int8(NamedTuple):
@@ -50,10 +50,13 @@ class Quantized:
 
     def dense(self) -> Array:
         """The matrix [m, n]."""
-        scales = self.scales
-        for axis, size in enumerate(self.values.shape):
-            if scales.shape[axis] not in (1, size):
-                scales = jnp.repeat(scales, size // scales.shape[axis], axis=axis)
+        (m, n), (g, h) = self.values.shape, self.scales.shape
+        scales = self.scales.astype(jnp.float32)
+        if h not in (1, n):  # an exact product: repeated along a TPU's lanes they would have the whole matrix transposed
+            spread = jnp.repeat(jnp.eye(h, dtype=jnp.float32), n // h, axis=1)
+            scales = jnp.einsum("mh,hn->mn", scales, spread, precision="high")
+        elif g not in (1, m):
+            scales = jnp.repeat(scales, m // g, axis=0)
         return (self.values.astype(jnp.float32) * scales).astype(self.dtype)
 
 
@@ -89,19 +92,12 @@ def _per_group(x: Array, weight: Quantized, axis: int) -> Array:
     size = max(LANES, DEQUANTISED // n_in // LANES * LANES)
 
     @jax.checkpoint
-    def part(x: Array, weight: Quantized, start: Array | int) -> Array:
-        cut = lambda w: jax.lax.dynamic_slice_in_dim(w, start, size, 1 - axis)  # noqa: E731
-        matrix = (weight if size >= n_out else jax.tree.map(cut, weight)).dense()
-        return jnp.einsum(_SUBSCRIPTS[axis], x, matrix, preferred_element_type=jnp.float32)
+    def part(x: Array, weight: Quantized) -> Array:
+        return jnp.einsum(_SUBSCRIPTS[axis], x, weight.dense(), preferred_element_type=jnp.float32)
 
-    if size >= n_out:
-        return part(x, weight, 0)
-
-    def body(index: Array, y: Array) -> Array:  # the last part overlaps the one before it
-        start = jnp.minimum(index * size, n_out - size)
-        return jax.lax.dynamic_update_slice_in_dim(y, part(x, weight, start), start, y.ndim - 1)
-
-    return jax.lax.fori_loop(0, -(-n_out // size), body, jnp.zeros((*x.shape[:-1], n_out), jnp.float32))
+    cut = lambda w, start: jax.lax.slice_in_dim(w, start, min(start + size, n_out), axis=1 - axis)  # noqa: E731
+    parts = [jax.tree.map(partial(cut, start=start), weight) for start in range(0, n_out, size)]
+    return jnp.concatenate([part(x, own) for own in parts], axis=-1)
 
 
 def quantise(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
