@@ -52,7 +52,10 @@ class Quantized:
         """The matrix [m, n]."""
         (m, n), (g, h) = self.values.shape, self.scales.shape
         scales = self.scales.astype(jnp.float32)
-        if h not in (1, n):  # an exact product: repeated along a TPU's lanes they would have the whole matrix transposed
+        if h not in (
+            1,
+            n,
+        ):  # an exact product: repeated along a TPU's lanes they would have the whole matrix transposed
             spread = jnp.repeat(jnp.eye(h, dtype=jnp.float32), n // h, axis=1)
             scales = jnp.einsum("mh,hn->mn", scales, spread, precision="high")
         elif g not in (1, m):
