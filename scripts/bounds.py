@@ -58,7 +58,7 @@ class Cost(NamedTuple):
 
 
 class Costs:
-    """The costs of a wave's stages, for a decoder and the size in bytes of its numbers, and of a weight if it differs."""
+    """The costs of a wave's stages, for a decoder, the bytes of a number, and of a weight where that differs."""
 
     def __init__(
         self, config: DecoderConfig, itemsize: int, lora: LoraConfig | None = None, weight: float | None = None

@@ -1,8 +1,8 @@
 """Weights in int8: small integers, each times the scale of its group, with activations and adapters left in float.
 
 A matrix with one scale per output channel is multiplied as it is and the product scaled, so that no dequantised copy of
-it is ever asked for. With smaller groups (32 inputs in the Q8_0 format of ggml) the matrix is dequantised as an operand
-of its product, which XLA fuses into it.
+it is ever asked for. With smaller groups (32 inputs in the Q8_0 format of ggml) a matrix is dequantised for its product,
+at most `DEQUANTISED` values at a time.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
-
 
 DEQUANTISED = 1 << 24  # most values of a matrix at once
 LANES = 128  # a TPU's tiles are as wide
@@ -52,10 +51,7 @@ class Quantized:
         """The matrix [m, n]."""
         (m, n), (g, h) = self.values.shape, self.scales.shape
         scales = self.scales.astype(jnp.float32)
-        if h not in (
-            1,
-            n,
-        ):  # an exact product: repeated along a TPU's lanes they would have the whole matrix transposed
+        if h not in (1, n):  # an exact product: to repeat along its lanes, a TPU would transpose the matrix
             spread = jnp.repeat(jnp.eye(h, dtype=jnp.float32), n // h, axis=1)
             scales = jnp.einsum("mh,hn->mn", scales, spread, precision="high")
         elif g not in (1, m):
