@@ -1,7 +1,7 @@
 """Weights in int8: small integers, each times the scale of its group, with activations and adapters left in float.
 
 A matrix with one scale per output channel is multiplied as it is and the product scaled, so that no dequantised copy of
-it is ever asked for. With smaller groups (32 inputs in the Q8_0 format of ggml) a matrix is dequantised for its product,
+it is ever asked for. With smaller groups (32 inputs in the Q8_0 format of ggml) a matrix is dequantised for a product,
 at most `DEQUANTISED` values at a time.
 """
 
