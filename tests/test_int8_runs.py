@@ -13,22 +13,24 @@ from ttsi_jax.loop import run
 
 FLOAT = tiny_model()
 PER_CHANNEL, PER_GROUP = (FLOAT._replace(params=in_int8(FLOAT.params, group)) for group in (None, 16))
-TASK = task_of(*EXAMPLES[:2])
+TASK = task_of(*EXAMPLES[:4])
 
 
 @pytest.mark.parametrize(("model", "scope"), [(PER_CHANNEL, "all"), (PER_GROUP, "suffix")])
 def test_a_run_is_that_of_the_weights_that_it_stands_for(model, scope):
-    config = settings(scope=scope, wave=2)
+    config = settings(scope=scope)
     found, expected = (run(own, TASK, config).records for own in (model, model._replace(params=dense(model.params))))
+    assert [one.adapted for one in found] == [one.adapted for one in expected]
+    assert any(one.adapted for one in found)
     for one, other in zip(found, expected, strict=True):
-        assert one.error is None and one.adapted and one.pick_base == other.pick_base
+        assert one.error is None and one.pick_base == other.pick_base
         np.testing.assert_allclose(one.log_likelihoods, other.log_likelihoods, rtol=0, atol=1e-3)
         np.testing.assert_allclose(one.losses[:1], other.losses[:1], rtol=0, atol=1e-3)
-        assert one.losses[-1] < one.losses[0]
+        assert not one.adapted or one.losses[-1] < one.losses[0]
 
 
 def test_runs_whose_bases_are_kept_otherwise_are_told_apart(tmp_path):
-    config = settings(method="base", wave=2)
+    config = settings(method="base")
     run(PER_CHANNEL, TASK, config, out=tmp_path)
     for other in (PER_GROUP, FLOAT):
         with pytest.raises(InputError, match="dtype"):
