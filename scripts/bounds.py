@@ -58,9 +58,11 @@ class Cost(NamedTuple):
 
 
 class Costs:
-    """The costs of a wave's stages, for a decoder and the size of its numbers in bytes."""
+    """The costs of a wave's stages, for a decoder, the bytes of a number, and of a weight where that differs."""
 
-    def __init__(self, config: DecoderConfig, itemsize: int, lora: LoraConfig | None = None):
+    def __init__(
+        self, config: DecoderConfig, itemsize: int, lora: LoraConfig | None = None, weight: float | None = None
+    ):
         lora = lora or LoraConfig()
         shapes = projection_shapes(config).values()
         self.weights = config.n_layers * sum(n_in * n_out for n_in, n_out in shapes)
@@ -68,14 +70,14 @@ class Costs:
         self.head = config.vocab_size * config.hidden_size
         self.attention = 4 * config.n_layers * config.n_heads * config.head_dim  # FLOPs per query and key
         self.cache = 2 * config.n_layers * config.n_kv_heads * config.head_dim * itemsize  # bytes per token
-        self.itemsize = itemsize
+        self.base = (weight or itemsize) * (self.weights + self.head)  # bytes
 
     def read(self, rows: int, tokens: int, past: float = 0, projected: float = 1, adapted: bool = False) -> Cost:
         """One forward pass over `tokens` of each row after `past` ones, with the vocabulary at `projected` of them."""
         keys = tokens * (past + (tokens + 1) / 2)
         flops = 2 * tokens * (self.weights + adapted * self.adapter) + self.attention * keys + 2 * projected * self.head
         own = past * self.cache + adapted * 4 * self.adapter
-        return Cost(rows * flops, self.itemsize * (self.weights + self.head) + rows * own)
+        return Cost(rows * flops, self.base + rows * own)
 
     def decode(self, rows: int, tokens: int, past: int, adapted: bool = False) -> Cost:
         """`tokens` steps of one token per row: weights are read once a step, caches and adapters once per row."""
@@ -88,7 +90,7 @@ class Costs:
         """
         own, before = self.attention * tokens * (tokens + 1) / 2, self.attention * tokens * past
         flops = 4 * tokens * self.weights + 6 * tokens * self.adapter + 3 * own + 2 * before + 4 * projected * self.head
-        n_bytes = 2 * self.itemsize * (self.weights + self.head) + rows * (past * self.cache + 16 * self.adapter)
+        n_bytes = 2 * self.base + rows * (past * self.cache + 16 * self.adapter)
         return Cost(rows * flops, n_bytes) * steps
 
     def stages(self, work: Work, rows: int) -> dict[str, Cost]:

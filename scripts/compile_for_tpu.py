@@ -35,6 +35,7 @@ from ttsi_jax.batching.waves import PREFILL_ROWS, Pair, Shape, training_shape
 from ttsi_jax.checkpoints.config import from_hf
 from ttsi_jax.errors import InputError
 from ttsi_jax.model.config import DecoderConfig
+from ttsi_jax.model.quantized import Int8
 from ttsi_jax.rules import adamw, answer_cross_entropy
 from ttsi_jax.scaling.programs import SCOPES, Program, Sizes, run_programs
 from workload import SHAPES
@@ -61,6 +62,12 @@ CHIPS = {  # https://cloud.google.com/tpu/docs/system-architecture-tpu-vm; memor
     "v5p": Chip(459e12, 2765e9, 95.74 * GIB),
     "v6e": Chip(918e12, 1640e9, 31.25 * GIB),
 }
+BASES = {  # how a base is kept: its dtype, and bytes of a weight where they are not the dtype's
+    "bfloat16": (jnp.bfloat16, None),
+    "float32": (jnp.float32, None),
+    "int8": (Int8(jnp.bfloat16), 1.0),
+    "q8_0": (Int8(jnp.bfloat16, group=32), 34 / 32),
+}
 SMALLEST = {"v4": "2x2x1", "v5e": "1x1", "v5p": "2x2x1", "v6e": "1x1"}  # topologies; one chip of it is compiled for
 
 
@@ -74,7 +81,7 @@ class Compile:
         wave: inputs of a wave.
         scopes: of the adapters.
         memory: as `ttsi-jax run --adapt.memory`: GiB for the intermediate values of training.
-        dtype: of the base.
+        dtype: of the base; `int8` has a scale per channel, `q8_0` one per 32 inputs, as from such a GGUF file.
         programs: only these, by name; by default all.
         only: `memory` compiles the real programs alone, `work` the pieces alone.
         work: what each input asks for.
@@ -86,7 +93,7 @@ class Compile:
     wave: int = 32
     scopes: tuple[Literal["all", "suffix"], ...] = SCOPES  # type: ignore[assignment]
     memory: float = 2.0
-    dtype: str = "bfloat16"
+    dtype: Literal["bfloat16", "float32", "int8", "q8_0"] = "bfloat16"
     programs: tuple[str, ...] = ()
     only: Literal["memory", "work"] | None = None
     work: InputWork = field(default_factory=lambda: InputWork(prefix=896, suffix=128, answer=128))
@@ -176,7 +183,8 @@ def _count(piece: Any, where: NamedSharding) -> Work:
 
 def useful(options: Compile, config: DecoderConfig) -> dict[str, Cost]:
     """The work that each program's call cannot avoid."""
-    costs, work, n = Costs(config, jnp.dtype(options.dtype).itemsize), options.work, options.wave
+    itemsize = 4 if options.dtype == "float32" else 2
+    costs, work, n = Costs(config, itemsize, weight=BASES[options.dtype][1]), options.work, options.wave
     prompt, packed = work.prefix + work.suffix, work.candidates * (work.name - 1)
     found = {
         "prefill": costs.read(PREFILL_ROWS, work.prefix, projected=0),
@@ -202,7 +210,7 @@ def measure(options: Compile) -> dict[str, Any]:
     rule, loss = adamw(work.lr), answer_cross_entropy
     of = lambda n: one_layer_of(config, n)  # noqa: E731
     every = {
-        n: run_programs(of(n), options.dtype, sizes, settings, rule, loss, options.scopes)
+        n: run_programs(of(n), BASES[options.dtype][0], sizes, settings, rule, loss, options.scopes)
         for n in sorted({1, 2, config.n_layers})
     }
     whole = every[config.n_layers]

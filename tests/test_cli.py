@@ -178,7 +178,7 @@ def test_what_cannot_be_used_is_told_on_stderr(capsys, argv, code, message):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        (["--dtype", "int8"], "dtype 'int8' is not supported; supported: float32, bfloat16"),
+        (["--dtype", "int4"], "dtype 'int4' is not supported; supported: float32, bfloat16, int8"),
         (["--adapt.rule", "ftrl"], "unknown update rule 'ftrl'. Known: adamw"),
         (["--gate.estimator", "nowhere:f"], "estimator 'nowhere:f' cannot be imported"),
     ],

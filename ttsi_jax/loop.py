@@ -30,6 +30,7 @@ from ttsi_jax.checkpoints.files import checksum
 from ttsi_jax.checkpoints.peft import WEIGHTS, load_start
 from ttsi_jax.config import Parts, RunConfig, automatic, check, find_parts
 from ttsi_jax.errors import InputError
+from ttsi_jax.model.quantized import storage
 from ttsi_jax.quality.confidence import CallEstimator
 from ttsi_jax.quality.thresholds import Chosen, automatic_tau, labelled
 from ttsi_jax.rules.identity import digest
@@ -91,7 +92,7 @@ def run(
         raise TypeError(f"run() takes no '{min(unknown)}'; exchangeable are {', '.join(Parts._fields)}")
     config = automatic(config).with_parts(parts)
     check(config)
-    weights = {"model": model.name, "checksum": model.checksum, "dtype": str(model.params["embed"].dtype)}
+    weights = {"model": model.name, "checksum": model.checksum, "dtype": storage(model.params)}
     described = weights | {"task": task.name, "inputs": task.fingerprint}
     with CompileClock() as clock:
         found = find_parts(config, parts)

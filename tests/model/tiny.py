@@ -15,6 +15,7 @@ from ttsi_jax.model.config import DecoderConfig
 from ttsi_jax.model.decoder import Params, Tokens, abstract_params, tokens_after
 from ttsi_jax.model.generation import FORCED, Arrivals, Generated, Sampling, Script, decode_wave, nothing_decoding
 from ttsi_jax.model.lora import Adapter, LoraConfig, init_adapter
+from ttsi_jax.model.quantized import Quantized, quantise
 from ttsi_jax.model.scoring import Candidates, Prompted, score_wave
 from ttsi_jax.rules.interface import Batch
 
@@ -72,6 +73,29 @@ def tiny_model(variant: str = "llama") -> tuple[DecoderConfig, Params]:
         return jnp.asarray(0.25 * rng.normal(size=leaf.shape), leaf.dtype)
 
     return config, jax.tree_util.tree_map_with_path(fill, abstract_params(config))
+
+
+def in_int8(params: Params, group: int | None = None) -> Params:
+    """Float parameters with every matrix in int8; `group` inputs share a float16 scale, or all of an output's a float32
+    one."""
+
+    def convert(path: tuple, x: jax.Array) -> Any:
+        if x.ndim == 1:
+            return x
+        rows = np.asarray(x if path[-1].key == "embed" else x.T)
+        values, scales = quantise(rows if group is None else rows.reshape(-1, group))
+        values, scales = values.reshape(rows.shape), scales.reshape(len(rows), -1)
+        scales = scales if group is None else scales.astype(np.float16)
+        pair = (values, scales) if path[-1].key == "embed" else (values.T, scales.T)
+        return Quantized(*map(jnp.asarray, pair), x.dtype)
+
+    return jax.tree_util.tree_map_with_path(convert, params)
+
+
+def dense(params: Params) -> Params:
+    """The float parameters that int8 ones stand for."""
+    is_quantized = lambda x: isinstance(x, Quantized)  # noqa: E731
+    return jax.tree.map(lambda x: x.dense() if is_quantized(x) else x, params, is_leaf=is_quantized)
 
 
 def random_adapter(config: DecoderConfig, seed: int, lora: LoraConfig | None = None) -> Adapter:

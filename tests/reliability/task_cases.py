@@ -176,7 +176,7 @@ OPTIONS = (
     option("half", "--adapt.scope", "half"),
     option("tt-x", "--method", "tt-x"),
     option("--nothing", "--nothing", "1"),
-    option("dtype 'int8' is not supported", "--dtype", "int8"),
+    option("dtype 'int4' is not supported", "--dtype", "int4"),
     option("unknown update rule 'sgdd'", "--adapt.rule", "sgdd"),
     option("update rule 'nowhere:f' cannot be imported: ModuleNotFoundError", "--adapt.rule", "nowhere:f"),
     option("update rule ':' cannot be imported", "--adapt.rule", ":"),

@@ -11,6 +11,7 @@ from ttsi_jax.adaptation import AdaptConfig
 from ttsi_jax.batching import lanes, waves
 from ttsi_jax.batching.waves import training_shape
 from ttsi_jax.guided.decoding import append, mask_and_sample, read_tokens
+from ttsi_jax.model.quantized import Int8
 from ttsi_jax.rules import adamw, answer_cross_entropy
 from ttsi_jax.scaling.programs import Program, Sizes, run_programs
 from workload import Clock, JaxSide, Work, load, make_inputs
@@ -62,6 +63,17 @@ def test_they_are_what_a_run_compiles(monkeypatch):
 def test_every_platform_takes_them(name):
     lowered = PROGRAMS[name].trace().lower(lowering_platforms=("tpu", "cuda", "cpu"))
     assert "mhlo.num_partitions" in lowered.as_text()
+
+
+@pytest.mark.parametrize("group", [None, 16])
+def test_every_platform_takes_them_with_a_base_in_int8(group):
+    programs = run_programs(
+        CONFIG, Int8(jnp.bfloat16, group), sizes(), AdaptConfig(epochs=WORK.steps), adamw(WORK.lr),
+        answer_cross_entropy, ("suffix",),
+    )  # fmt: skip
+    for name in ("decode", "adapt, suffix"):
+        programs[name].trace().lower(lowering_platforms=("tpu", "cuda", "cpu"))
+    assert programs["prefill"].result().keys[0].dtype == jnp.bfloat16
 
 
 def test_every_platform_takes_those_of_guided_decoding():

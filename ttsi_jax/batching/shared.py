@@ -17,6 +17,7 @@ from ttsi_jax.batching.inputs import Draft
 from ttsi_jax.batching.waves import Pair
 from ttsi_jax.checkpoints import LanguageModel
 from ttsi_jax.config import RunConfig
+from ttsi_jax.model.quantized import storage
 from ttsi_jax.quality.confidence import CALL_ESTIMATORS
 from ttsi_jax.runs.record import strict_json
 
@@ -52,7 +53,7 @@ class Shared:
 
     def of(self, config: RunConfig, model: LanguageModel, n_decoded: int, extras: tuple[str, ...]) -> Shared:
         """The same, for a run with these settings."""
-        weights = (model.name, model.checksum, str(model.params["embed"].dtype))
+        weights = (model.name, model.checksum, storage(model.params))
         start = config.adapt.start and (config.adapt.start, config.adapt.scope, repr(config.adapt.lora))
         sampled = config.seed if config.answer.samples else None
         base = (*weights, start, config.wave, n_decoded, repr(config.answer), config.gate.score, sampled)

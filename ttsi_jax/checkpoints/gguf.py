@@ -21,10 +21,12 @@ from gguf.quants import dequantize
 
 from ttsi_jax.checkpoints.files import BLOCK_BYTES
 from ttsi_jax.errors import ModelFileError
+from ttsi_jax.model.quantized import quantise
 
 VERSIONS = (2, 3)
 STRING, ARRAY = 8, 9
 SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}  # type -> struct
+Q8_0 = np.dtype([("scale", "<f2"), ("values", "i1", (32,))])  # a block
 MAX_DIMENSIONS = 4
 MAX_ARRAY = 1 << 22  # a vocabulary has up to about 2^18 entries
 MIN_PAIR, MIN_TENSOR = 13, 32  # bytes of the shortest metadata entry and tensor description
@@ -117,13 +119,29 @@ class GgufFile:
     def blocks(self, name: str) -> Iterator[np.ndarray]:
         """Yields a tensor's consecutive rows as float32, in blocks of limited size."""
         info = self._tensors[name]
+        for raw in self._raw(info):
+            with np.errstate(all="ignore"):  # damaged scales are found as values that are not finite
+                block = dequantize(raw, info.kind)
+            yield block if len(info.shape) > 1 else block[0]
+
+    def int8_blocks(self, name: str) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """The same of a matrix in int8: a Q8_0 tensor's own values with its float16 scales [m, n / 32]; the rows of any
+        other one are quantised anew, each with one float32 scale [m, 1]."""
+        info = self._tensors[name]
+        if info.kind != GGMLQuantizationType.Q8_0:
+            yield from map(quantise, self.blocks(name))
+            return
+        for raw in self._raw(info):
+            stored = raw.view(Q8_0)
+            yield stored["values"].reshape(len(raw), -1), stored["scale"]
+
+    def _raw(self, info: TensorInfo) -> Iterator[np.ndarray]:
+        """The bytes of a tensor's rows, of several at a time."""
         n_rows = int(np.prod(info.shape[:-1], dtype=np.int64))
         raw = np.frombuffer(self._data, np.uint8, info.size, info.start).reshape(n_rows, -1)
         rows = max(1, BLOCK_BYTES // (4 * info.shape[-1]))
         for start in range(0, n_rows, rows):
-            with np.errstate(all="ignore"):  # damaged scales are found as values that are not finite
-                block = dequantize(raw[start : start + rows], info.kind)
-            yield block if len(info.shape) > 1 else block[0]
+            yield raw[start : start + rows]
 
 
 @lru_cache

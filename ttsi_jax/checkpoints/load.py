@@ -30,8 +30,9 @@ from ttsi_jax.checkpoints.tokenizer import stop_ids, tokenizer_from_directory, t
 from ttsi_jax.errors import InputError, ModelFileError
 from ttsi_jax.model.config import DecoderConfig
 from ttsi_jax.model.decoder import abstract_params
+from ttsi_jax.model.quantized import Int8, Quantized
 
-DTYPES = ("float32", "bfloat16")
+DTYPES = ("float32", "bfloat16", "int8")
 GENERATION = "generation_config.json"
 SIDE_FILES = (
     "config.json",
@@ -71,6 +72,10 @@ class TensorFile(Protocol):
 
     def blocks(self, name: str) -> Iterator[np.ndarray]: ...
 
+    def int8_blocks(self, name: str) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Int8 values [m, n] and their scales [m, n / N]."""
+        ...
+
 
 def load_model(source: str | Path, *, dtype: str | None = None) -> LanguageModel:
     """Loads a model from a directory, a ``.gguf`` file, an alias or a hub name.
@@ -79,21 +84,24 @@ def load_model(source: str | Path, *, dtype: str | None = None) -> LanguageModel
 
     Args:
         source: where the model is; see `ttsi_jax.checkpoints.hub.locate`.
-        dtype: float32 or bfloat16 for all but the norms; by default float32 on CPU and bfloat16 elsewhere.
+        dtype: float32 or bfloat16 for all but the norms; by default float32 on CPU and bfloat16 elsewhere. With int8
+          the matrices are int8, and that default is what the rest is and what everything is computed in.
 
     Raises:
         ModelFileError: when a file is missing, damaged or not supported.
         InputError: for another dtype.
     """
-    dtype = dtype or ("float32" if jax.default_backend() == "cpu" else "bfloat16")
+    default = "float32" if jax.default_backend() == "cpu" else "bfloat16"
+    dtype = dtype or default
     if dtype not in DTYPES:
         raise InputError(f"dtype '{dtype}' is not supported; supported: {', '.join(DTYPES)}")
     name, path = locate(source)
     with errors_name(path):
-        return (_load_gguf if path.is_file() else _load_directory)(path, name, dtype)
+        load = _load_gguf if path.is_file() else _load_directory
+        return load(path, name, Int8(default) if dtype == "int8" else dtype)
 
 
-def _load_directory(path: Path, name: str, dtype: str) -> LanguageModel:
+def _load_directory(path: Path, name: str, dtype: str | Int8) -> LanguageModel:
     settings = read_json(path / "config.json")
     with errors_name(path / "config.json"):
         config = from_hf(settings)
@@ -106,7 +114,7 @@ def _load_directory(path: Path, name: str, dtype: str) -> LanguageModel:
     return LanguageModel(config, params, tokenizer, stops, name, checksum([*sides, *tensors.paths]))
 
 
-def _load_gguf(path: Path, name: str, dtype: str) -> LanguageModel:
+def _load_gguf(path: Path, name: str, dtype: str | Int8) -> LanguageModel:
     file = GgufFile(path)
     divisors = _rope_divisors(file)
     config = from_gguf(file.metadata, file.shapes, divisors)
@@ -147,7 +155,7 @@ def read_params(
     slots: Mapping[str, Slot],
     plain_name: Callable[[str], str | None],
     config: DecoderConfig,
-    dtype: str,
+    dtype: str | Int8,
     where: Path,
 ) -> dict[str, Any]:
     """Fills the params pytree from a file, one tensor at a time.
@@ -157,14 +165,15 @@ def read_params(
         slots: the table of names for this format and model.
         plain_name: the name to look up in the table; None for a tensor to leave out.
         config: the decoder's shape.
-        dtype: of everything but the norms.
+        dtype: of everything but the norms. With `Int8` every matrix has the scales that the file gives it.
         where: for error messages.
 
     Raises:
         ModelFileError: naming every tensor that is unknown, missing, there twice or of the wrong shape or type; or the
           first one with a value that is not finite.
     """
-    leaves, treedef = jax.tree_util.tree_flatten_with_path(abstract_params(config, dtype))
+    unquantised = dtype.dtype if isinstance(dtype, Int8) else dtype
+    leaves, treedef = jax.tree_util.tree_flatten_with_path(abstract_params(config, unquantised))
     targets = {tuple(key.key for key in path): leaf for path, leaf in leaves}
     stored = {name: plain for name in file.shapes if (plain := plain_name(name)) is not None}
     names = {plain: name for name, plain in stored.items()}
@@ -173,10 +182,13 @@ def read_params(
     problems = file.problems + twice + find_problems(slots, found, targets)
     refuse_if_any(problems, where, f"it does not fit its {config.family} configuration")
 
-    filled = {
-        slot.path: _to_device(_read_param(file, names[plain], slot, targets[slot.path]))
-        for plain, slot in slots.items()
-    }
+    def read(name: str, slot: Slot) -> jax.Array | Quantized:
+        target = targets[slot.path]
+        quantised = isinstance(dtype, Int8) and len(target.shape) == 2
+        param = (_read_int8 if quantised else _read_param)(file, name, slot, target)
+        return jax.block_until_ready(jax.device_put(param))  # so that the host's copy can go before the next one comes
+
+    filled = {slot.path: read(names[plain], slot) for plain, slot in slots.items()}
     return jax.tree_util.tree_unflatten(treedef, [filled[path] for path in targets])
 
 
@@ -197,5 +209,19 @@ def _read_param(file: TensorFile, name: str, slot: Slot, target: jax.ShapeDtypeS
     return param
 
 
-def _to_device(param: np.ndarray) -> jax.Array:
-    return jax.device_put(param).block_until_ready()  # so that the host's copy can go before the next tensor comes
+def _read_int8(file: TensorFile, name: str, slot: Slot, target: jax.ShapeDtypeStruct) -> Quantized:
+    values = np.empty(target.shape, np.int8)
+    rows = values.T if slot.transposed else values
+    order = slot.row_order(len(rows))
+    read: list[np.ndarray] = []
+    start = 0
+    for block, scales in file.int8_blocks(name):
+        if not np.isfinite(scales).all():
+            raise ModelFileError(f"tensor {name} has values that are not finite; the file is damaged")
+        rows[order[start : start + len(block)]] = block
+        read.append(scales)
+        start += len(block)
+    stored = np.concatenate(read)
+    scales = np.empty_like(stored)
+    scales[order] = stored
+    return Quantized(values, scales.T if slot.transposed else scales, target.dtype)

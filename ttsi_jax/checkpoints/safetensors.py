@@ -11,6 +11,7 @@ from safetensors import SafetensorError, safe_open
 
 from ttsi_jax.checkpoints.files import BLOCK_BYTES, read_json
 from ttsi_jax.errors import ModelFileError
+from ttsi_jax.model.quantized import quantise
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 FLOATS = ("F64", "F32", "F16", "BF16")
@@ -56,6 +57,10 @@ class SafetensorsFiles:
         rows = max(1, BLOCK_BYTES // (4 * int(np.prod(shape[1:], dtype=np.int64))))
         for start in range(0, shape[0], rows):
             yield view[start : min(start + rows, shape[0])]
+
+    def int8_blocks(self, name: str) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """The same of a matrix in int8, each row with a scale [m, 1]."""
+        return map(quantise, self.blocks(name))
 
 
 def _open(path: Path) -> Any:

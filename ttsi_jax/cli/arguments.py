@@ -26,7 +26,8 @@ class Run(RunConfig):
         limit: only the first so many inputs.
         shard: i/n takes the i-th of n parts of the inputs, which cost about the same; see `ttsi-jax merge`.
         data: folder of the task files that do not come with a package.
-        dtype: float32 or bfloat16; by default float32 on CPU and bfloat16 elsewhere.
+        dtype: float32, bfloat16 or int8 (weights alone; see docs/scaling.md); by default float32 on CPU and bfloat16
+          elsewhere.
         out: the run's directory; by default one under runs/ that is named after the settings.
         compile_cache: a folder that keeps compiled programs, so that the next run need not compile them.
     """
@@ -63,7 +64,8 @@ class Sft:
         seed: of the adapter and the examples' order.
         limit: only the first so many examples.
         data: folder of the task files that do not come with a package.
-        dtype: float32 or bfloat16; by default float32 on CPU and bfloat16 elsewhere.
+        dtype: float32, bfloat16 or int8 (weights alone; see docs/scaling.md); by default float32 on CPU and bfloat16
+          elsewhere.
     """
 
     model: str

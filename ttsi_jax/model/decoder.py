@@ -25,6 +25,7 @@ from ttsi_jax.model.attention import attend
 from ttsi_jax.model.cache import PADDING, SHARED, Cache
 from ttsi_jax.model.config import DecoderConfig, Rope
 from ttsi_jax.model.lora import Adapter, LowRank
+from ttsi_jax.model.quantized import Int8, contract, rows
 
 Params = dict[str, Any]
 Past = Sequence[Cache]
@@ -54,7 +55,7 @@ class Linear(nnx.Module):
         self.bias = nnx.Param(jnp.zeros((n_out,), dtype)) if bias else None
 
     def __call__(self, x: Array, low_rank: LowRank | None, scale: float) -> Array:
-        y = jnp.einsum("ti,io->to", x, self.kernel[...])
+        y = contract(x, self.kernel.get_value(), axis=0)
         if self.bias is not None:
             y = y + self.bias[...]
         if low_rank is None:
@@ -152,13 +153,22 @@ def _abstract(config: DecoderConfig, dtype: Any) -> tuple[Any, Params]:
 
 
 def abstract_params(config: DecoderConfig, dtype: Any = jnp.float32) -> Params:
-    """The parameters' nested dict with a `jax.ShapeDtypeStruct` for each array; norms are float32 whatever `dtype`."""
-    return _abstract(config, jnp.dtype(dtype))[1]
+    """The parameters' nested dict with a `jax.ShapeDtypeStruct` for each array; norms are float32 whatever `dtype`.
+
+    An `Int8` in the place of a dtype makes every matrix a `Quantized`.
+    """
+    if not isinstance(dtype, Int8):
+        return _abstract(config, jnp.dtype(dtype))[1]
+
+    def matrix(path: Any, x: Any) -> Any:
+        return x if x.ndim == 1 else dtype.abstract(x.shape, axis=1 if path[-1].key == "embed" else 0)
+
+    return jax.tree_util.tree_map_with_path(matrix, _abstract(config, jnp.dtype(dtype.dtype))[1])
 
 
 def merge(config: DecoderConfig, params: Params) -> Decoder:
     """The Flax module over a params pytree (inside a trace this costs nothing at run time)."""
-    return nnx.merge(_abstract(config, jnp.dtype(params["embed"].dtype))[0], params)
+    return nnx.merge(_abstract(config, jnp.dtype(jnp.float32))[0], params)  # whose graph is that of every dtype
 
 
 def rotation_angles(rope: Rope, head_dim: int, positions: Array) -> tuple[Array, Array]:
@@ -222,7 +232,7 @@ def run_layers(
 ) -> tuple[Array, Cache, LayerInputs]:
     """`forward`, with what each layer's projections read; what is not used of that costs nothing under jit."""
     model = merge(config, params)
-    x = jnp.take(params["embed"], tokens.ids, axis=0)
+    x = rows(params["embed"], tokens.ids)
     x = x * jnp.asarray(config.embed_scale, x.dtype)
 
     positions = jnp.concatenate([*(cache.positions for cache in past), tokens.positions])
@@ -257,5 +267,5 @@ def logits(config: DecoderConfig, params: Params, hidden: Array) -> Array:
     """Next-token logits [..., V] float32 of hidden states [..., D]: ask only for the positions that are needed."""
     with jax.named_scope("logits"):
         if config.tied_head:
-            return jnp.einsum("...d,vd->...v", hidden, params["embed"], preferred_element_type=jnp.float32)
-        return jnp.einsum("...d,dv->...v", hidden, params["head"]["kernel"], preferred_element_type=jnp.float32)
+            return contract(hidden, params["embed"], axis=1, dtype=jnp.float32)
+        return contract(hidden, params["head"]["kernel"], axis=0, dtype=jnp.float32)

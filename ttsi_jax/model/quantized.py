@@ -1,0 +1,118 @@
+"""Weights in int8: small integers, each times the scale of its group, with activations and adapters left in float.
+
+A matrix with one scale per output channel is multiplied as it is and the product scaled, so that no dequantised copy of
+it is ever asked for. With smaller groups (32 inputs in the Q8_0 format of ggml) a matrix is dequantised for a product,
+at most `DEQUANTISED` values at a time.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+DEQUANTISED = 1 << 24  # most values of a matrix at once
+LANES = 128  # a TPU's tiles are as wide
+
+
+class Int8(NamedTuple):
+    """How a base is kept in int8, where a dtype says how one is kept in float."""
+
+    dtype: Any  # of activations, and of what else the base has but norms
+    group: int | None = None  # inputs that share a float16 scale; None: a float32 scale for all inputs of an output
+
+    def abstract(self, shape: tuple[int, int], axis: int) -> Quantized:
+        """A matrix of a shape, with `jax.ShapeDtypeStruct`s; `axis` is that of its inputs."""
+        groups = list(shape)
+        groups[axis] = 1 if self.group is None else shape[axis] // self.group
+        scales = jax.ShapeDtypeStruct(tuple(groups), jnp.float32 if self.group is None else jnp.float16)
+        return Quantized(jax.ShapeDtypeStruct(shape, jnp.int8), scales, jnp.dtype(self.dtype))
+
+
+@partial(jax.tree_util.register_dataclass, data_fields=("values", "scales"), meta_fields=("dtype",))
+@dataclass(frozen=True)
+class Quantized:
+    """An [m, n] matrix in equal groups of values; the shape of a group is the values' over the scales'."""
+
+    values: Any  # [m, n] int8
+    scales: Any  # [m / M, n / N] float32 or float16
+    dtype: Any  # of what it gives
+
+    def __str__(self) -> str:
+        kind = "channel" if 1 in self.scales.shape else f"{self.values.size // self.scales.size} inputs"
+        return f"int8 with a scale per {kind}, computed in {self.dtype}"
+
+    def dense(self) -> Array:
+        """The matrix [m, n]."""
+        (m, n), (g, h) = self.values.shape, self.scales.shape
+        scales = self.scales.astype(jnp.float32)
+        if h not in (1, n):  # an exact product: to repeat along its lanes, a TPU would transpose the matrix
+            spread = jnp.repeat(jnp.eye(h, dtype=jnp.float32), n // h, axis=1)
+            scales = jnp.einsum("mh,hn->mn", scales, spread, precision="high")
+        elif g not in (1, m):
+            scales = jnp.repeat(scales, m // g, axis=0)
+        return (self.values.astype(jnp.float32) * scales).astype(self.dtype)
+
+
+Weight = Array | Quantized
+
+
+def rows(weight: Weight, ids: Array) -> Array:
+    """Rows [T, n] of a matrix whose groups lie within a row."""
+    found = jax.tree.map(lambda x: jnp.take(x, ids, axis=0), weight)
+    return found.dense() if isinstance(found, Quantized) else found
+
+
+def contract(x: Array, weight: Weight, axis: int, dtype: Any = None) -> Array:
+    """The last axis of x with the given axis of a matrix; in x's dtype, or accumulated and returned in `dtype`."""
+    if not isinstance(weight, Quantized):
+        return jnp.einsum(_SUBSCRIPTS[axis], x, weight, preferred_element_type=dtype)
+    product = _per_channel if weight.scales.shape[axis] == 1 else _per_group
+    return product(x, weight, axis).astype(dtype or x.dtype)
+
+
+_SUBSCRIPTS = ("...i,io->...o", "...i,oi->...o")  # by the axis that is contracted
+
+
+@partial(jax.checkpoint, static_argnums=2)  # or a copy in float would be kept for the backward pass
+def _per_channel(x: Array, weight: Quantized, axis: int) -> Array:
+    values = weight.values.astype(x.dtype)
+    return jnp.einsum(_SUBSCRIPTS[axis], x, values, preferred_element_type=jnp.float32) * weight.scales.squeeze(axis)
+
+
+def _per_group(x: Array, weight: Quantized, axis: int) -> Array:
+    """Some outputs at a time: what is dequantised at once is bounded, where a vocabulary's matrix would be large."""
+    n_in, n_out = weight.values.shape[axis], weight.values.shape[1 - axis]
+    size = max(LANES, DEQUANTISED // n_in // LANES * LANES)
+
+    @jax.checkpoint
+    def part(x: Array, weight: Quantized) -> Array:
+        return jnp.einsum(_SUBSCRIPTS[axis], x, weight.dense(), preferred_element_type=jnp.float32)
+
+    cut = lambda w, start: jax.lax.slice_in_dim(w, start, min(start + size, n_out), axis=1 - axis)  # noqa: E731
+    parts = [jax.tree.map(partial(cut, start=start), weight) for start in range(0, n_out, size)]
+    return jnp.concatenate([part(x, own) for own in parts], axis=-1)
+
+
+def quantise(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Rows [m, n] as int8 values and float32 scales [m, 1] such that the largest of a row is 127; symmetric.
+
+    Values that are not finite give scales that are not.
+    """
+    rows = rows.astype(np.float32)
+    scales = np.abs(rows).max(axis=1, keepdims=True) / np.float32(127)
+    with np.errstate(invalid="ignore"):
+        values = np.rint(rows / np.where(scales > 0, scales, 1))
+        return np.clip(values, -127, 127).astype(np.int8), scales
+
+
+def storage(params: dict[str, Any]) -> str:
+    """How a base is kept: its dtype, or for int8 every kind of scale in it and the dtype that it is computed in."""
+    leaves = jax.tree.leaves(params, is_leaf=lambda x: isinstance(x, Quantized))
+    kinds = {str(leaf) for leaf in leaves if isinstance(leaf, Quantized)}
+    return "; ".join(sorted(kinds)) or str(params["embed"].dtype)
