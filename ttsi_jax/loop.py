@@ -27,10 +27,10 @@ from ttsi_jax.batching.waves import BASE, Adapted, Waves
 from ttsi_jax.checkpoints import LanguageModel
 from ttsi_jax.checkpoints.adapters import load_adapter, save_adapters
 from ttsi_jax.checkpoints.files import checksum
+from ttsi_jax.checkpoints.int8 import storage
 from ttsi_jax.checkpoints.peft import WEIGHTS, load_start
 from ttsi_jax.config import Parts, RunConfig, automatic, check, find_parts
 from ttsi_jax.errors import InputError
-from ttsi_jax.model.quantized import storage
 from ttsi_jax.quality.confidence import CallEstimator
 from ttsi_jax.quality.thresholds import Chosen, automatic_tau, labelled
 from ttsi_jax.rules.identity import digest

@@ -9,9 +9,10 @@ from safetensors.numpy import save_file
 
 from checkpoints.tiny_models import FAMILIES, gguf_tensors, hf_settings, hf_tensors, write_gguf, write_hf
 from ttsi_jax.checkpoints import load_model
+from ttsi_jax.checkpoints.int8 import storage
 from ttsi_jax.errors import ModelFileError
 from ttsi_jax.model.decoder import abstract_params
-from ttsi_jax.model.quantized import Int8, Quantized, storage
+from ttsi_jax.model.quantized import Int8, Quantized
 
 PER_CHANNEL = "int8 with a scale per channel, computed in float32"
 PER_32 = "int8 with a scale per 32 inputs, computed in float32"

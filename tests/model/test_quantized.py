@@ -12,9 +12,10 @@ from hypothesis.extra.numpy import arrays
 
 from model.tiny import dense, in_int8, pair, random_adapter, random_ids, sequence, tiny_model
 from ttsi_jax.adaptation import bind_forward
+from ttsi_jax.checkpoints.int8 import quantise, storage
 from ttsi_jax.model import quantized
 from ttsi_jax.model.decoder import abstract_params, forward, logits
-from ttsi_jax.model.quantized import Int8, Quantized, contract, quantise, rows, storage
+from ttsi_jax.model.quantized import Int8, Quantized, contract, rows
 from ttsi_jax.rules import answer_cross_entropy
 
 GROUPS = (None, 16)  # a scale per channel, and per 16 inputs

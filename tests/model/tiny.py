@@ -10,12 +10,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from ttsi_jax.checkpoints.config import from_hf
+from ttsi_jax.checkpoints.int8 import quantise
 from ttsi_jax.model.cache import SHARED
 from ttsi_jax.model.config import DecoderConfig
 from ttsi_jax.model.decoder import Params, Tokens, abstract_params, tokens_after
 from ttsi_jax.model.generation import FORCED, Arrivals, Generated, Sampling, Script, decode_wave, nothing_decoding
 from ttsi_jax.model.lora import Adapter, LoraConfig, init_adapter
-from ttsi_jax.model.quantized import Quantized, quantise
+from ttsi_jax.model.quantized import Quantized
 from ttsi_jax.model.scoring import Candidates, Prompted, score_wave
 from ttsi_jax.rules.interface import Batch
 

@@ -16,8 +16,8 @@ from typing import Any, NamedTuple
 from ttsi_jax.batching.inputs import Draft
 from ttsi_jax.batching.waves import Pair
 from ttsi_jax.checkpoints import LanguageModel
+from ttsi_jax.checkpoints.int8 import storage
 from ttsi_jax.config import RunConfig
-from ttsi_jax.model.quantized import storage
 from ttsi_jax.quality.confidence import CALL_ESTIMATORS
 from ttsi_jax.runs.record import strict_json
 

@@ -20,8 +20,8 @@ from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 from gguf.quants import dequantize
 
 from ttsi_jax.checkpoints.files import BLOCK_BYTES
+from ttsi_jax.checkpoints.int8 import quantise
 from ttsi_jax.errors import ModelFileError
-from ttsi_jax.model.quantized import quantise
 
 VERSIONS = (2, 3)
 STRING, ARRAY = 8, 9

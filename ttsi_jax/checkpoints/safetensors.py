@@ -10,8 +10,8 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from ttsi_jax.checkpoints.files import BLOCK_BYTES, read_json
+from ttsi_jax.checkpoints.int8 import quantise
 from ttsi_jax.errors import ModelFileError
-from ttsi_jax.model.quantized import quantise
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 FLOATS = ("F64", "F32", "F16", "BF16")

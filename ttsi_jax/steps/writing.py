@@ -20,7 +20,8 @@ from ttsi_jax.model.generation import Sampling
 from ttsi_jax.quality.checks import ASKING, Evidence, examine, examine_again
 from ttsi_jax.rules.extras import corrupted, reward
 from ttsi_jax.rules.interface import needed
-from ttsi_jax.steps.asking import NOT_FINITE, Asking
+from ttsi_jax.steps.asking import NOT_FINITE
+from ttsi_jax.steps.gating import Gating
 from ttsi_jax.steps.reading import best_first
 from ttsi_jax.synthesis import Synthesizer, Synthetic
 from ttsi_jax.synthesis.augment import AUGMENTATIONS
@@ -30,7 +31,7 @@ from ttsi_jax.tasks.prompts import OPENING, PromptEncoder, answer_messages
 NO_ROOM = "the pair does not fit the model's context"
 
 
-class Writing(Asking):
+class Writing(Gating):
     """Training examples for one input."""
 
     def __init__(self, config: RunConfig, parts: Parts, encoder: PromptEncoder, model: LanguageModel):
