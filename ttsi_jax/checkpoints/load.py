@@ -8,6 +8,7 @@ from typing import Any, NamedTuple, Protocol
 
 import jax
 import numpy as np
+from jax.sharding import Mesh, NamedSharding
 from transformers import PreTrainedTokenizerFast
 
 from ttsi_jax.checkpoints.config import from_gguf, from_hf
@@ -30,6 +31,7 @@ from ttsi_jax.checkpoints.tokenizer import stop_ids, tokenizer_from_directory, t
 from ttsi_jax.errors import InputError, ModelFileError
 from ttsi_jax.model.config import DecoderConfig
 from ttsi_jax.model.decoder import abstract_params
+from ttsi_jax.scaling.mesh import param_shardings
 
 DTYPES = ("float32", "bfloat16")
 GENERATION = "generation_config.json"
@@ -72,28 +74,30 @@ class TensorFile(Protocol):
     def blocks(self, name: str) -> Iterator[np.ndarray]: ...
 
 
-def load_model(source: str | Path, *, dtype: str | None = None) -> LanguageModel:
+def load_model(source: str | Path, *, dtype: str | None = None, mesh: Mesh | None = None) -> LanguageModel:
     """Loads a model from a directory, a ``.gguf`` file, an alias or a hub name.
 
-    Tensors are read one at a time, so that the host holds little more than the parameters themselves.
+    Tensors are read one at a time, so that the host holds little more than the parameters themselves; on a mesh little
+    more than one tensor, of which each device gets its own part.
 
     Args:
         source: where the model is; see `ttsi_jax.checkpoints.hub.locate`.
         dtype: float32 or bfloat16 for all but the norms; by default float32 on CPU and bfloat16 elsewhere.
+        mesh: see `ttsi_jax.scaling.mesh.make_mesh`; None is one device. What runs the model then runs on the mesh.
 
     Raises:
         ModelFileError: when a file is missing, damaged or not supported.
-        InputError: for another dtype.
+        InputError: for another dtype, or a mesh that the model cannot be divided over.
     """
     dtype = dtype or ("float32" if jax.default_backend() == "cpu" else "bfloat16")
     if dtype not in DTYPES:
         raise InputError(f"dtype '{dtype}' is not supported; supported: {', '.join(DTYPES)}")
     name, path = locate(source)
     with errors_name(path):
-        return (_load_gguf if path.is_file() else _load_directory)(path, name, dtype)
+        return (_load_gguf if path.is_file() else _load_directory)(path, name, dtype, mesh)
 
 
-def _load_directory(path: Path, name: str, dtype: str) -> LanguageModel:
+def _load_directory(path: Path, name: str, dtype: str, mesh: Mesh | None) -> LanguageModel:
     settings = read_json(path / "config.json")
     with errors_name(path / "config.json"):
         config = from_hf(settings)
@@ -101,12 +105,12 @@ def _load_directory(path: Path, name: str, dtype: str) -> LanguageModel:
     tokenizer = tokenizer_from_directory(path)
     _check_vocabulary(tokenizer, config)
     stops = stop_ids(tokenizer, [*_eos_ids(settings), *_eos_ids(read_json(path / GENERATION, default={}))])
-    params = read_params(tensors, hf_slots(config), lambda name: hf_plain_name(name, config), config, dtype, path)
+    params = read_params(tensors, hf_slots(config), lambda name: hf_plain_name(name, config), config, dtype, path, mesh)
     sides = [path / file for file in SIDE_FILES if (path / file).exists()]
     return LanguageModel(config, params, tokenizer, stops, name, checksum([*sides, *tensors.paths]))
 
 
-def _load_gguf(path: Path, name: str, dtype: str) -> LanguageModel:
+def _load_gguf(path: Path, name: str, dtype: str, mesh: Mesh | None) -> LanguageModel:
     file = GgufFile(path)
     divisors = _rope_divisors(file)
     config = from_gguf(file.metadata, file.shapes, divisors)
@@ -115,7 +119,7 @@ def _load_gguf(path: Path, name: str, dtype: str) -> LanguageModel:
     tokenizer = tokenizer_from_gguf(file.metadata)
     _check_vocabulary(tokenizer, config)
     stops = stop_ids(tokenizer, [file.metadata.get(f"tokenizer.ggml.{role}_token_id") for role in ("eot", "eom")])
-    params = read_params(file, gguf_slots(config), gguf_plain_name, config, dtype, path)
+    params = read_params(file, gguf_slots(config), gguf_plain_name, config, dtype, path, mesh)
     return LanguageModel(config, params, tokenizer, stops, name, checksum([path]))
 
 
@@ -149,6 +153,7 @@ def read_params(
     config: DecoderConfig,
     dtype: str,
     where: Path,
+    mesh: Mesh | None = None,
 ) -> dict[str, Any]:
     """Fills the params pytree from a file, one tensor at a time.
 
@@ -159,8 +164,10 @@ def read_params(
         config: the decoder's shape.
         dtype: of everything but the norms.
         where: for error messages.
+        mesh: that the parameters are divided over; None is one device.
 
     Raises:
+        InputError: the model cannot be divided so.
         ModelFileError: naming every tensor that is unknown, missing, there twice or of the wrong shape or type; or the
           first one with a value that is not finite.
     """
@@ -173,8 +180,11 @@ def read_params(
     problems = file.problems + twice + find_problems(slots, found, targets)
     refuse_if_any(problems, where, f"it does not fit its {config.family} configuration")
 
+    places = dict.fromkeys(targets)
+    if mesh is not None:
+        places = dict(zip(targets, jax.tree.leaves(param_shardings(config, mesh)), strict=True))
     filled = {
-        slot.path: _to_device(_read_param(file, names[plain], slot, targets[slot.path]))
+        slot.path: _to_device(_read_param(file, names[plain], slot, targets[slot.path]), places[slot.path])
         for plain, slot in slots.items()
     }
     return jax.tree_util.tree_unflatten(treedef, [filled[path] for path in targets])
@@ -197,5 +207,5 @@ def _read_param(file: TensorFile, name: str, slot: Slot, target: jax.ShapeDtypeS
     return param
 
 
-def _to_device(param: np.ndarray) -> jax.Array:
-    return jax.device_put(param).block_until_ready()  # so that the host's copy can go before the next tensor comes
+def _to_device(param: np.ndarray, where: NamedSharding | None) -> jax.Array:
+    return jax.device_put(param, where).block_until_ready()  # so that the host's copy can go before the next tensor comes

@@ -29,6 +29,8 @@ class Run(RunConfig):
         dtype: float32 or bfloat16; by default float32 on CPU and bfloat16 elsewhere.
         out: the run's directory; by default one under runs/ that is named after the settings.
         compile_cache: a folder that keeps compiled programs, so that the next run need not compile them.
+        mesh: data=D,model=M runs on D * M devices: the inputs of a wave are divided over D, the base's weights over M
+          (see docs/scaling.md). A run may be resumed on another mesh.
     """
 
     model: str
@@ -40,6 +42,7 @@ class Run(RunConfig):
     dtype: str | None = None
     out: Path | None = None
     compile_cache: Path | None = None
+    mesh: str | None = None
 
     def config(self) -> RunConfig:
         return RunConfig(**{field.name: getattr(self, field.name) for field in fields(RunConfig)})
