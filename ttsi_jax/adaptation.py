@@ -219,7 +219,8 @@ def adapt_wave(
     """`adapt_example` for E inputs in one program, `chunk` of them at a time; a chunk without steps is skipped.
 
     Every argument but `params`, `theta_0` and `stop_below` has a leading axis E (`batches` E and K), but for a `past`
-    that all rows share; `chunk` divides E, or on a mesh the rows of each part of the devices. The adapters are donated; the base never is.
+    that all rows share; `chunk` divides E, or on a mesh the rows of each part of the devices. The adapters are donated;
+    the base never is.
 
     Returns:
         The adapters (leading axis E), the losses [E, max_steps] and how many of these there are [E].

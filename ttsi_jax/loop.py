@@ -121,7 +121,9 @@ def run(
             return loop.result(list(loop.records(task, others)), own)
         described |= {SETTING: str(shard)} if shard else {}
         with open_run(out, described | config.to_dict()) as directory:
-            directory.write(ENVIRONMENT, environment() | {"seed": config.seed, "weights": weights, "mesh": layout.shape})
+            directory.write(
+                ENVIRONMENT, environment() | {"seed": config.seed, "weights": weights, "mesh": layout.shape}
+            )
             if shard is not None:
                 directory.write(INPUTS, division(task, shard))
             return _run_in(directory, loop, task, own)

@@ -152,10 +152,10 @@ class Lanes:
         scripts = script_arrays([work.script if work else () for work in works], self.n_steps)
         sampling = np.array([work.sampling if work else some.sampling for work in works], np.float32)
         keys = jnp.stack([(work or some).prompt.key for work in works])
-        script, keys, samplings = self.layout.rows((Script(*scripts), keys, Sampling(*sampling.T)))
+        *scripts, keys, temperature, top_p = self.layout.rows((*scripts, keys, *sampling.T))
         state = decode_wave(
-            self.model.config, self.model.params, self._state[0], arriving, script, self._tables, keys, samplings,
-            jnp.int32(more), read.common, scale=read.scale,
+            self.model.config, self.model.params, self._state[0], arriving, Script(*scripts), self._tables, keys,
+            Sampling(temperature, top_p), jnp.int32(more), read.common, scale=read.scale,
         )  # fmt: skip
         self._state = state, read
         return state

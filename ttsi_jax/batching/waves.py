@@ -184,7 +184,8 @@ class Waves:
         tokens, past = self._place(rows, scope)
         starts = np.ones(self.size, np.int32)
         starts[: len(rows)] = [row.start + len(row.prefix) * (scope == "all") for row in rows]
-        return tokens, *self.layout.rows((starts, Candidates(ids, lengths))), past
+        starts, ids, lengths = self.layout.rows((starts, ids, lengths))
+        return tokens, starts, Candidates(ids, lengths), past
 
     def _read(
         self,

@@ -1,7 +1,8 @@
 """Adapters that outlive their run: one orbax checkpoint per wave, and a way back to one input's.
 
-They are kept as arrays of the host, whatever devices they were made on. Orbax gives the directory its name when all of it is on the disk. Where a run was killed,
-what it had not finished is written again; a checkpoint that is there is whole.
+They are kept as arrays of the host, whatever devices they were made on. Orbax gives the directory its name when all of
+it is on the disk. Where a run was killed, what it had not finished is written again; a checkpoint that is there is
+whole.
 """
 
 from __future__ import annotations

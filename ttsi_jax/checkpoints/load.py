@@ -208,4 +208,6 @@ def _read_param(file: TensorFile, name: str, slot: Slot, target: jax.ShapeDtypeS
 
 
 def _to_device(param: np.ndarray, where: NamedSharding | None) -> jax.Array:
-    return jax.device_put(param, where).block_until_ready()  # so that the host's copy can go before the next tensor comes
+    return jax.device_put(
+        param, where
+    ).block_until_ready()  # so that the host's copy can go before the next tensor comes

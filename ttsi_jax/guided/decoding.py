@@ -69,9 +69,7 @@ def mask_and_sample(scores: Array, masks: Array, keys: Array, n_fed: Array, samp
         The tokens [E] int32, and whether each row's logits were finite [E] bool.
     """
 
-    def choose(
-        scores: Array, masks: Array, keys: Array, n_fed: Array, sampling: Sampling
-    ) -> tuple[Array, Array]:
+    def choose(scores: Array, masks: Array, keys: Array, n_fed: Array, sampling: Sampling) -> tuple[Array, Array]:
         finite = jnp.all(jnp.isfinite(scores), axis=-1)
         allowed = jnp.where(unpack(masks, scores.shape[-1]), scores, -jnp.inf)
         return sample(jax.vmap(jax.random.fold_in)(keys, n_fed), allowed, sampling), finite

@@ -211,7 +211,8 @@ def decode_wave(
 ) -> Decoding:
     """Lets rows take the lanes of ended ones, and decodes all rows at once until so many `more` have ended.
 
-    One device loop; on a mesh one for each part of the devices, which ends when its own rows have. A row's result does not depend on when it arrives, which its lane is, or who else decodes.
+    One device loop; on a mesh one for each part of the devices, which ends when its own rows have. A row's result does
+    not depend on when it arrives, which its lane is, or who else decodes.
 
     Args:
         wave: E lanes (donated).

@@ -108,12 +108,13 @@ def score_wave(
         axis = wave_axis(past)
         own, common = (past, ()) if axis == 0 else ((), past)
 
-        def read(params: Params, common: tuple[Cache, ...], *rows: Any) -> Scored:
-            *rest, own, adapters = rows
-            one = partial(score, config, params, scale=scale)
-            return jax.vmap(one, (0, 0, 0, axis, 0))(*rest, own or common, adapters)
+        def read(params: Params, common: tuple[Cache, ...], own: tuple[Cache, ...], *rows: Any) -> Scored:
+            def one(past: Past, prompt: Tokens, start: Array, names: Candidates, adapter: Adapter | None) -> Scored:
+                return score(config, params, prompt, start, names, past, adapter, scale)
 
-        return map_rows(read, (params, common), (prompts, starts, candidates, own, adapters))
+            return jax.vmap(one, (axis, 0, 0, 0, 0))(own or common, *rows)
+
+        return map_rows(read, (params, common), (own, prompts, starts, candidates, adapters))
 
 
 @partial(jax.jit, static_argnames=("config",))

@@ -23,7 +23,5 @@ def map_rows(function: Callable[..., Any], shared: tuple[Any, ...], rows: tuple[
     if jax.sharding.get_abstract_mesh().shape.get(DATA, 1) == 1:
         return function(*shared, *rows)
     specs = (PartitionSpec(),) * len(shared) + (PartitionSpec(DATA),) * len(rows)
-    divided = jax.shard_map(
-        function, in_specs=specs, out_specs=PartitionSpec(DATA), axis_names={DATA}, check_vma=False
-    )
+    divided = jax.shard_map(function, in_specs=specs, out_specs=PartitionSpec(DATA), axis_names={DATA}, check_vma=False)
     return divided(*shared, *rows)

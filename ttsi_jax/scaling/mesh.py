@@ -36,7 +36,8 @@ def make_mesh(text: str, wave: int | None = None) -> Mesh | None:
     found = dict(re.findall(rf"({DATA}|{MODEL})=([1-9]\d{{0,5}})(?:,|$)", text))
     if text != ",".join(f"{axis}={found.get(axis)}" for axis in re.findall(r"\w+(?==)", text)) or not found:
         raise InputError(f"--mesh is '{text}'; it must be data=D,model=M, such as data=4,model=2")
-    shape, devices = (int(found.get(DATA, 1)), int(found.get(MODEL, 1))), jax.devices()
+    shape = (int(found.get(DATA, 1)), int(found.get(MODEL, 1)))
+    devices: list[Any] = jax.devices()
     if shape[0] * shape[1] > len(devices):
         raise InputError(f"--mesh {text} needs {shape[0] * shape[1]} devices; there are {len(devices)}")
     if wave is not None:
@@ -53,17 +54,23 @@ def check_wave(wave: int, n_data: int) -> None:
 
 
 def undivided(config: DecoderConfig, n_model: int) -> dict[str, str]:
-    """The weights that every device must hold whole, with the reason; empty for `n_model` 1.
+    """The weights that every device must hold whole, each with what `n_model` does not divide.
+
+    Queries are divided by heads. Where there are fewer key-value heads than devices, several devices have the queries
+    of one, and each computes its keys and values.
 
     Raises:
         InputError: there would be nothing left to divide but the vocabulary.
     """
-    sizes = {
-        "attention": (config.n_kv_heads, "key-value heads"),
-        "MLP": (config.mlp_size, "MLP features"),
-        "vocabulary": (config.vocab_size, "tokens"),
-    }
-    found = {name: f"{n} {what}" for name, (n, what) in sizes.items() if n % n_model}
+    heads, kv_heads, found = config.n_heads, config.n_kv_heads, dict[str, str]()
+    if heads % n_model:
+        found["attention"] = f"{heads} heads"
+    elif kv_heads % n_model:
+        found["keys and values" if n_model % kv_heads == 0 else "attention"] = f"{kv_heads} key-value heads"
+    if config.mlp_size % n_model:
+        found["MLP"] = f"{config.mlp_size} MLP features"
+    if config.vocab_size % n_model:
+        found["vocabulary"] = f"{config.vocab_size} tokens"
     if {"attention", "MLP"} <= found.keys():
         raise InputError(f"model={n_model} in --mesh divides neither the {found['attention']} nor the {found['MLP']}")
     return found
@@ -90,12 +97,16 @@ def _axes(config: DecoderConfig, mesh: Mesh) -> dict[str, tuple[str | None, str 
     """The mesh axes of every projection's inputs and outputs; those that are not there are whole."""
     whole = undivided(config, mesh.shape[MODEL])
     into, back = (None, MODEL), (MODEL, None)
-    found = {
-        "attention": {"q": into, "k": into, "v": into, "o": back},
-        "MLP": {"gate": into, "up": into, "down": back},
-        "vocabulary": {"embed": back, "head": into},
-    }
-    return {name: axes for part, own in found.items() if part not in whole for name, axes in own.items()}
+    found: dict[str, tuple[str | None, str | None]] = {}
+    if mesh.shape[MODEL] == 1:
+        return found
+    if "attention" not in whole:
+        found |= {"q": into, "o": back} | ({} if "keys and values" in whole else {"k": into, "v": into})
+    if "MLP" not in whole:
+        found |= {"gate": into, "up": into, "down": back}
+    if "vocabulary" not in whole:
+        found |= {"embed": back, "head": into}
+    return found
 
 
 def mesh_of(params: Params) -> Mesh | None:
@@ -153,8 +164,8 @@ class Layout:
         if self.mesh is None:
             return caches
         heads = self._axes.get("k", (None, None))[1]
-        put = lambda tree, *spec: jax.device_put(tree, self._at(axis, *spec))  # noqa: E731
-        return Cache(put(caches.keys, heads), put(caches.values, heads), put(caches.positions), put(caches.segments))
+        keys_values = jax.device_put((caches.keys, caches.values), self._at(axis, heads))
+        return Cache(*keys_values, *jax.device_put((caches.positions, caches.segments), self._at(axis)))
 
     def _at(self, *spec: str | None) -> NamedSharding | None:
         return None if self.mesh is None else NamedSharding(self.mesh, PartitionSpec(*spec))
