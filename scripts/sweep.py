@@ -142,10 +142,7 @@ def sweep(cells: Sequence[Cell], progress: Callable[..., None], done: Callable[[
         try:
             if loaded[0] != _weights(cell):
                 loaded = None, None  # the old one makes room first
-                mesh = None if cell.args.mesh is None else make_mesh(cell.args.mesh)
-                model = load_model(cell.args.model, dtype=cell.args.dtype, mesh=mesh)
-                loaded, shared = (_weights(cell), model), Shared.between_runs()
-                del model
+                loaded, shared = (_weights(cell), _load(cell.args)), Shared.between_runs()
             assert loaded[1] is not None
             task = load_task(cell.args.task, data_dir=cell.args.data, limit=cell.args.limit)
             config = automatic(cell.args.config())
@@ -157,6 +154,10 @@ def sweep(cells: Sequence[Cell], progress: Callable[..., None], done: Callable[[
         found.append(ended)
         done(ended)
     return found
+
+
+def _load(args: Run) -> LanguageModel:
+    return load_model(args.model, dtype=args.dtype, mesh=None if args.mesh is None else make_mesh(args.mesh))
 
 
 def _weights(cell: Cell) -> tuple[str, str | None, str | None]:

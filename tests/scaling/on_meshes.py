@@ -1,6 +1,6 @@
 """Runs on meshes of 8 devices of the CPU: what they come to, and what their compiled programs say, as JSON.
 
-A process of its own, since the number of devices is fixed when JAX starts: python on_meshes.py MODEL OUT MESH ...
+A process of its own, since the number of devices is fixed when JAX starts: python on_meshes.py MODEL OUT [GUIDED]
 """
 
 from __future__ import annotations
@@ -25,8 +25,10 @@ from ttsi_jax.checkpoints import load_model
 from ttsi_jax.guided import decoding
 from ttsi_jax.loop import run
 from ttsi_jax.model.sharding import MODEL
-from ttsi_jax.scaling.mesh import Layout, make_mesh, mesh_of
+from ttsi_jax.scaling.mesh import make_mesh
 
+MESHES = ("data=8,model=1", "data=4,model=2", "data=2,model=4", "data=1,model=8")
+GUIDED = MESHES[1]  # where guided calls are run too
 WAVE, TASK = 8, task_of(*numbered(10))
 PROGRAMS = (
     (waves, "prefill_wave"), (waves, "score_wave"), (waves, "adapt_and_score"), (waves, "prompt_kl_wave"),
@@ -92,35 +94,38 @@ def collectives(n_model: int, found: dict[str, dict[str, list[str]]]) -> Any:
             setattr(module, name, function)
 
 
-def runs(model: Any) -> dict[str, list[Any]]:
-    """Records of runs that take every program: both scopes, free and guided calls."""
+def runs(model: Any, out: Path, guided: bool) -> dict[str, list[Any]]:
+    """Records of runs, kept in `out`, that take every program: both scopes, and where asked for guided calls."""
     suffix = settings(wave=WAVE)
     suffix = replace(suffix, adapt=replace(suffix.adapt, measure=("kl",)))
-    configs = {"suffix": suffix, "all": settings(scope="all", wave=WAVE)}
-    if "guided" in sys.argv:
+    whole = settings(scope="all", wave=WAVE)
+    configs = {"suffix": suffix, "all": replace(whole, adapt=replace(whole.adapt, save=True))}
+    if guided:
         answers = AnswerConfig(form="guided", max_tokens=24)
         configs["guided"] = settings(method="base", answer=answers, wave=WAVE)
-    return {name: [asdict(timeless(r)) for r in run(model, TASK, config).records] for name, config in configs.items()}
+    found = {name: run(model, TASK, config, out=out / name).records for name, config in configs.items()}
+    return {name: [asdict(timeless(record)) for record in records] for name, records in found.items()}
 
 
-def main(path: str, out: str, *texts: str) -> None:
-    found: dict[str, Any] = {"one": {"records": runs(load_model(path))}}
-    for text in texts:
+def main(path: str, out: str, guided: str = "") -> None:
+    """Keeps runs in the directory `out`, and what was found in its `found.json`."""
+    kept = Path(out)
+    found: dict[str, Any] = {"one": {"records": runs(load_model(path), kept / "one", bool(guided))}}
+    for text in MESHES:
         mesh = make_mesh(text, WAVE)
         assert mesh is not None
         model = load_model(path, mesh=mesh)
         programs: dict[str, Any] = {}
         with collectives(mesh.shape[MODEL], programs):
-            records = runs(model)
+            records = runs(model, kept / text, text == guided)
         shards = defaultdict(dict)
         for keys, leaf in jax.tree_util.tree_leaves_with_path(model.params):
             name = ".".join(str(key.key) for key in keys)
             shards[name] = {"whole": leaf.shape, "part": leaf.addressable_shards[0].data.shape}
-        shape = Layout(model.config, mesh_of(model.params)).shape
-        found[text] = {"records": records, "programs": programs, "shards": shards, "shape": shape}
+        found[text] = {"records": records, "programs": programs, "shards": shards, "shape": dict(mesh.shape)}
         jax.clear_caches()
-    Path(out).write_text(json.dumps(found))
+    (kept / "found.json").write_text(json.dumps(found))
 
 
 if __name__ == "__main__":
-    main(*(argument for argument in sys.argv[1:] if argument != "guided"))
+    main(*sys.argv[1:])

@@ -1,4 +1,4 @@
-# pyright: strict, reportUnknownMemberType=false
+# pyright: strict, reportUnknownMemberType=false, reportUnknownVariableType=false
 """A mesh of one process's devices: which there are, and what of the base and of a wave lies on which.
 
 `data` divides the inputs of a wave, with everything that is an input's own. `model` divides the base's weights as
