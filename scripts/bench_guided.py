@@ -101,7 +101,7 @@ def main() -> int:
     def guided() -> list[Any]:
         guides = [grammars.guide(schema, settings.max_tokens) for schema in schemas]
         work = [Work(prompt, (), guide=guide) for prompt, guide in zip(prompts, guides, strict=True)]
-        return ended(GuidedLanes(model, settings.wave, settings.max_tokens), work)
+        return ended(GuidedLanes(model, settings.wave, settings.max_tokens, waves.layout), work)
 
     start = time.perf_counter()
     written = guided()
@@ -112,7 +112,7 @@ def main() -> int:
 
     def unguided() -> list[Any]:
         work = [Work(prompt, script) for prompt, script in zip(prompts, scripts, strict=True)]
-        return ended(Lanes(model, settings.wave, settings.max_tokens, tables, ()), work)
+        return ended(Lanes(model, settings.wave, settings.max_tokens, tables, (), waves.layout), work)
 
     start = time.perf_counter()
     n_tokens = sum(own.n_tokens for own in unguided())

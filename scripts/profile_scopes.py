@@ -81,7 +81,7 @@ def programs(model: ttsi.LanguageModel, s: Settings) -> dict[str, tuple[Any, tup
     tables = SlotTables(jnp.zeros((1, config.vocab_size), jnp.int8), anything, anything)
     rows, everyone, n = Rows(prompted, past), jnp.arange(s.inputs), jnp.int32(s.inputs)
     lanes, greedy = nothing_decoding(rows, s.decoded, 1), Sampling(jnp.zeros(s.inputs), jnp.ones(s.inputs))
-    decoding = (config, params, lanes, Arrivals(rows, everyone, everyone, n), script, tables, keys, greedy, n)
+    decoding = (config, params, lanes, Arrivals(rows, everyone, everyone), script, tables, keys, greedy, n)
     index = s.suffix // 2 + jnp.tile(jnp.arange(s.suffix // 2 - 1), (s.inputs, 1))
     labels = jnp.take_along_axis(ids[:, s.prefix :], index + 1, axis=1)
     batch = Batch(prompts, index, labels, jnp.ones(index.shape))

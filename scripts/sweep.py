@@ -40,9 +40,18 @@ from ttsi_jax.runs.clock import keep_programs
 from ttsi_jax.runs.progress import progress_bars
 from ttsi_jax.runs.signals import Interrupts
 from ttsi_jax.runs.table import Rows, rendered, shown
+from ttsi_jax.scaling.mesh import make_mesh
 from ttsi_jax.tasks import load_task
 
-NOT_NAMED = ("model", "task", "data", "dtype", "out", "compile-cache")  # these do not come into a cell's name as such
+NOT_NAMED = (
+    "model",
+    "task",
+    "data",
+    "dtype",
+    "out",
+    "compile-cache",
+    "mesh",
+)  # these do not come into a cell's name as such
 Options = dict[str, str | None]  # without the dashes; None for a switch
 messages, output = Console(stderr=True), Console()
 
@@ -113,6 +122,8 @@ def cell_of(options: Options, out: Path) -> Cell:
     config = automatic(args.config())
     check(config)
     find_parts(config, {})
+    if args.mesh is not None:
+        make_mesh(args.mesh, config.wave)
     words = [args.task, args.model.rstrip("/").removesuffix(".gguf"), args.method]
     words = [re.sub(r"\W+", "-", Path(word).name.removesuffix(".jsonl")).strip("-") for word in words]
     named = {name: value for name, value in sorted(options.items()) if name not in (*NOT_NAMED, "method", "seed")}
@@ -131,7 +142,7 @@ def sweep(cells: Sequence[Cell], progress: Callable[..., None], done: Callable[[
         try:
             if loaded[0] != _weights(cell):
                 loaded = None, None  # the old one makes room first
-                loaded, shared = (_weights(cell), load_model(cell.args.model, dtype=cell.args.dtype)), Shared({})
+                loaded, shared = (_weights(cell), _load(cell.args)), Shared.between_runs()
             assert loaded[1] is not None
             task = load_task(cell.args.task, data_dir=cell.args.data, limit=cell.args.limit)
             config = automatic(cell.args.config())
@@ -145,8 +156,12 @@ def sweep(cells: Sequence[Cell], progress: Callable[..., None], done: Callable[[
     return found
 
 
-def _weights(cell: Cell) -> tuple[str, str | None]:
-    return cell.args.model, cell.args.dtype
+def _load(args: Run) -> LanguageModel:
+    return load_model(args.model, dtype=args.dtype, mesh=None if args.mesh is None else make_mesh(args.mesh))
+
+
+def _weights(cell: Cell) -> tuple[str, str | None, str | None]:
+    return cell.args.model, cell.args.dtype, cell.args.mesh
 
 
 def table(done: Sequence[Done]) -> Rows:

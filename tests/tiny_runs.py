@@ -82,13 +82,13 @@ EXAMPLES = (
 TASK = Task("tiny", EXAMPLES)
 
 
-def write_model(directory: Path) -> Path:
-    """The model as a Hugging Face directory; a few rows of its vocabulary have no token."""
+def write_model(directory: Path, **changes: Any) -> Path:
+    """The model as a Hugging Face directory, with changes of its shape; a few rows of its vocabulary have no token."""
     tokenizer = _tokenizer()
     settings = hf_settings(
         "llama", vocab_size=tokenizer.get_vocab_size() + 5, hidden_size=32, intermediate_size=48, head_dim=8,
         num_hidden_layers=1, max_position_embeddings=4096, tie_word_embeddings=False,
-    )  # fmt: skip
+    ) | changes  # fmt: skip
     tensors = hf_tensors(settings)
     for name, value in tensors.items():
         tensors[name] = 1 + value / 10 if value.ndim == 1 else value if "embed" in name else value / 4

@@ -21,6 +21,7 @@ from ttsi_jax.model.cache import Cache, wave_axis
 from ttsi_jax.model.config import DecoderConfig
 from ttsi_jax.model.decoder import Params, Past, Tokens, logits, run_layers
 from ttsi_jax.model.lora import TARGETS, Adapter, LoraConfig, init_adapter
+from ttsi_jax.model.sharding import map_rows
 from ttsi_jax.rules.interface import Batch, Forward, Loss, LossFn, Outputs, RuleStep, State, UpdateRule
 from ttsi_jax.rules.losses import answer_cross_entropy
 
@@ -193,7 +194,7 @@ def repeat(adapter: Adapter, n: int) -> Adapter:
 
 @partial(jax.jit, static_argnums=(1, 2))
 def _init_adapters(keys: Array, config: DecoderConfig, lora: LoraConfig) -> Adapter:
-    return jax.vmap(partial(init_adapter, config=config, lora=lora))(keys)
+    return map_rows(jax.vmap(partial(init_adapter, config=config, lora=lora)), (), (keys,))
 
 
 @partial(
@@ -225,26 +226,34 @@ def adapt_wave(
     """`adapt_example` for E inputs in one program, `chunk` of them at a time; a chunk without steps is skipped.
 
     Every argument but `params`, `theta_0` and `stop_below` has a leading axis E (`batches` E and K), but for a `past`
-    that all rows share; `chunk` divides E. The adapters are donated; the base never is.
+    that all rows share; `chunk` divides E, or on a mesh the rows of each part of the devices. The adapters are donated;
+    the base never is.
 
     Returns:
         The adapters (leading axis E), the losses [E, max_steps] and how many of these there are [E].
     """
 
-    how = {"max_steps": max_steps, "scale": scale, "remat": remat, "stop_below": stop_below}
-    one = partial(adapt_example, config, params, rule_step, loss, theta_0, **how)
+    how = {"max_steps": max_steps, "scale": scale, "remat": remat}
     axis = wave_axis(past)
-    own_past = past if axis == 0 else ()
+    own_past, common = (past, ()) if axis == 0 else ((), past)
 
     def skip(adapters: Adapter, *rest: Any) -> tuple[Adapter, Array, Array]:
         return adapters, jnp.full((chunk, max_steps), jnp.nan), jnp.zeros(chunk, jnp.int32)
 
-    def adapt_chunk(part: tuple[Any, ...]) -> tuple[Adapter, Array, Array]:
-        *rows, own_past, held_out = part
-        train = jax.vmap(one, (0,) * len(rows) + (axis, 0))
-        return jax.lax.cond(jnp.any(part[4] > 0), train, skip, *rows, own_past if axis == 0 else past, held_out)
+    def adapt_part(
+        params: Params, theta_0: Adapter | None, common: tuple[Cache, ...], stop_below: Array | float, *wave: Any
+    ) -> tuple[Adapter, Array, Array]:
+        one = partial(adapt_example, config, params, rule_step, loss, theta_0, **how, stop_below=stop_below)
 
-    wave = (adapters, states, batches, n_pairs, n_steps, keys, own_past, held_out)
-    with jax.named_scope("adapt"):
+        def adapt_chunk(part: tuple[Any, ...]) -> tuple[Adapter, Array, Array]:
+            *rows, own_past, held_out = part
+            train = jax.vmap(one, (0,) * len(rows) + (axis, 0))
+            return jax.lax.cond(jnp.any(part[4] > 0), train, skip, *rows, own_past or common, held_out)
+
         chunks = jax.tree.map(lambda x: x.reshape(-1, chunk, *x.shape[1:]), wave)
         return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), jax.lax.map(adapt_chunk, chunks))
+
+    shared = (params, theta_0, common, stop_below)
+    with jax.named_scope("adapt"):
+        rows = (adapters, states, batches, n_pairs, n_steps, keys, own_past, held_out)
+        return map_rows(adapt_part, shared, rows)

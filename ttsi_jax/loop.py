@@ -42,6 +42,7 @@ from ttsi_jax.runs.record import Record
 from ttsi_jax.runs.scores import f1
 from ttsi_jax.runs.shards import INPUTS, SETTING, Shard, division, part_of
 from ttsi_jax.runs.summary import summarise
+from ttsi_jax.scaling.mesh import Layout, check_wave, mesh_of
 from ttsi_jax.synthesis.training import seen_by
 from ttsi_jax.tasks import Task
 from ttsi_jax.tasks.faults import fingerprint as fingerprint_of
@@ -74,7 +75,8 @@ def run(
     """Runs a method over a task's inputs.
 
     Args:
-        model: as `load_model` gives it; its params are never changed.
+        model: as `load_model` gives it; its params are never changed. Where they lie on a mesh, so does all of the run:
+            the results are those of one device but for rounding, so the mesh is no setting of the run.
         task: as `load_task` gives it.
         config: the method and its settings.
         out: a directory to keep the run in; the same call resumes it. None keeps nothing.
@@ -94,7 +96,9 @@ def run(
     check(config)
     weights = {"model": model.name, "checksum": model.checksum, "dtype": storage(model.params)}
     described = weights | {"task": task.name, "inputs": task.fingerprint}
-    with CompileClock() as clock:
+    layout = Layout(model.config, mesh_of(model.params))
+    check_wave(config.wave, layout.parts)
+    with CompileClock() as clock, layout.current():
         found = find_parts(config, parts)
         if parts or ":" in config.adapt.rule + config.adapt.loss:  # not the library's own: explain before anything runs
             pair = f"update rule '{config.adapt.rule}' with loss '{config.adapt.loss}'"
@@ -118,7 +122,9 @@ def run(
             return loop.result(list(loop.records(task, others)), own)
         described |= {SETTING: str(shard)} if shard else {}
         with open_run(out, described | config.to_dict()) as directory:
-            directory.write(ENVIRONMENT, environment() | {"seed": config.seed, "weights": weights})
+            directory.write(
+                ENVIRONMENT, environment() | {"seed": config.seed, "weights": weights, "mesh": layout.shape}
+            )
             if shard is not None:
                 directory.write(INPUTS, division(task, shard))
             return _run_in(directory, loop, task, own)

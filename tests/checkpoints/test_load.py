@@ -387,8 +387,8 @@ def test_loading_holds_little_more_than_the_params(tmp_path, monkeypatch):
     seen = []
     to_device = load._to_device
 
-    def watched(param):
-        array = to_device(param)
+    def watched(param, where):
+        array = to_device(param, where)
         seen.append(held())
         return array
 

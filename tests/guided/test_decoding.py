@@ -18,7 +18,7 @@ from ttsi_jax.guided import masks
 from ttsi_jax.guided.decoding import Seat, admit, append, decode_guided, mask_and_sample, no_lanes, read_tokens, unpack
 from ttsi_jax.guided.grammar import call_schema
 from ttsi_jax.model.cache import empty
-from ttsi_jax.model.generation import Rows, Sampling, Script, SlotTables
+from ttsi_jax.model.generation import Arrivals, Rows, Sampling, Script, SlotTables
 from ttsi_jax.model.scoring import prefill_wave
 from ttsi_jax.tasks import check_call, parse_calls
 from ttsi_jax.tasks.prompts import PromptEncoder, answer_messages
@@ -34,7 +34,7 @@ def write(config, params, rows, guides, keys, sampling):
     n = len(guides)
     seats = [guide and Seat(guide, key, sampling) for guide, key in zip(guides, keys, strict=True)]
     everyone = jnp.arange(n)
-    lanes = admit(no_lanes(rows, STEPS), rows, everyone, everyone, jnp.int32(n))
+    lanes = admit(no_lanes(rows, STEPS), Arrivals(rows, everyone, everyone))
     decode_guided(config, params, lanes, seats, n)
     return seats
 
@@ -175,12 +175,12 @@ def test_a_row_that_takes_the_lane_of_another_writes_what_it_writes_alone(gramma
     of = lambda *tools: grammars.guide(call_schema(tools), STEPS)  # noqa: E731
     alone = [own.ids for own in write(config, params, rows, [of(ADD), of(*EVERY_TOOL), of(GREET)], KEYS, WARM)]
     seats = [Seat(of(ADD), KEYS[0], WARM), Seat(of(*EVERY_TOOL), KEYS[1], WARM), None]
-    lanes = admit(no_lanes(rows, STEPS), rows, jnp.arange(3), jnp.arange(3), jnp.int32(2))
+    lanes = admit(no_lanes(rows, STEPS), Arrivals(rows, jnp.asarray([0, 1, -1]), jnp.arange(3)))
     lanes = decode_guided(config, params, lanes, seats, 2)  # one of the two has ended
     [lane] = [lane for lane in (0, 1) if seats[lane].guide.done]
     ended, seats[lane] = seats[lane], Seat(of(GREET), KEYS[2], WARM)
     assert 0 < len(seats[1 - lane].ids) and ended.ids == alone[lane]
-    lanes = admit(lanes, rows, jnp.asarray([2, 0, 0]), jnp.asarray([lane, 0, 0]), jnp.int32(1))
+    lanes = admit(lanes, Arrivals(rows, jnp.asarray([2, -1, -1]), jnp.asarray([lane, 0, 0])))
     decode_guided(config, params, lanes, seats, 3)
     assert (seats[lane].ids, seats[1 - lane].ids) == (alone[2], alone[1 - lane])
 

@@ -335,15 +335,15 @@ def test_rows_that_arrive_later_say_what_they_say_at_once(sampling):
     state, lanes, waiting, found = nothing_decoding(read[0], 8, 6), [None] * 3, list(range(6)), {}
     none = jnp.zeros(3, jnp.int32)
     while waiting or any(owner is not None for owner in lanes):
-        arrivals = Arrivals(read[0], none, none, jnp.int32(0))
+        arrivals = Arrivals(read[0], none - 1, none)
         if waiting and None in lanes:  # one at a time
             number, lane = waiting.pop(0), lanes.index(None)
             lanes[lane] = number
-            arrivals = Arrivals(read[number // 3], none.at[0].set(number % 3), none.at[0].set(lane), jnp.int32(1))
+            arrivals = Arrivals(read[number // 3], (none - 1).at[0].set(number % 3), none.at[0].set(lane))
         scripts = stack([script(slots[owner] if owner is not None else [], 6) for owner in lanes])
         own_keys = jnp.stack([keys[owner or 0] for owner in lanes])
-        enough = 0 if waiting and None in lanes else lanes.count(None) + 1
-        state = decode_wave(config, params, state, arrivals, scripts, NEVER, own_keys, each_row, jnp.int32(enough))
+        more = 0 if waiting and None in lanes else 1
+        state = decode_wave(config, params, state, arrivals, scripts, NEVER, own_keys, each_row, jnp.int32(more))
         for lane, owner in enumerate(lanes):
             if owner is not None and state.ended[lane]:
                 found[owner] = jax.tree.map(lambda x, i=lane: np.asarray(x[i]), state.generated)
@@ -361,7 +361,7 @@ def test_a_lane_holds_nothing_of_the_row_before():
         lambda x: jnp.full_like(x, jnp.nan) if jnp.issubdtype(x.dtype, jnp.floating) else x,
         nothing_decoding(read, 8, 6),
     )
-    arrivals = Arrivals(read, order, order, jnp.int32(3))
+    arrivals = Arrivals(read, order, order)
     found = decode_wave(config, params, state, arrivals, scripts, NEVER, KEYS, each(3, 0.0, 1.0), jnp.int32(3))
     np.testing.assert_array_equal(found.generated.ids, decode([[(1, 5)]] * 3).ids)
 

@@ -171,7 +171,7 @@ def run_lanes(config, params, rows, scripts, table, keys, sampling, n_steps, sca
     order = jnp.arange(n)
     each = Sampling(*(jnp.full(n, value, jnp.float32) for value in sampling))
     lanes = nothing_decoding(rows, n_steps, scripts.kinds.shape[1])
-    arrivals = Arrivals(rows, order, order, jnp.int32(n))
+    arrivals = Arrivals(rows, order, order)
     ended = decode_wave(config, params, lanes, arrivals, scripts, table, keys, each, jnp.int32(n), scale=scale)
     assert ended.ended.all()
     return ended.generated

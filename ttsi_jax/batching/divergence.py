@@ -14,6 +14,7 @@ from ttsi_jax.model.cache import Cache, wave_axis
 from ttsi_jax.model.config import DecoderConfig
 from ttsi_jax.model.decoder import Params, Tokens, forward, logits
 from ttsi_jax.model.lora import Adapter
+from ttsi_jax.model.sharding import map_rows
 
 
 @partial(jax.jit, static_argnames=("config", "scale", "n_positions"))
@@ -39,19 +40,28 @@ def prompt_kl_wave(
         past, adapters, theta_0: as in `score_wave`; theta_0 has no leading axis.
     """
 
-    def read(prompt: Tokens, past: tuple[Cache, ...], adapter: Adapter) -> tuple[Array, Array]:
-        return forward(config, params, prompt, past, adapter, scale)[0], forward(
-            config, params, prompt, past, theta_0, scale
-        )[0]
+    axis = wave_axis(past)
+    own, common = (past, ()) if axis == 0 else ((), past)
 
-    def divergence(row: tuple[Array, Array, Array, Array]) -> Array:
-        adapted, base, first, length = row
-        index = jnp.arange(n_positions)
-        places = jnp.clip(first + index, 0, adapted.shape[0] - 1)
-        log_p, log_q = (jax.nn.log_softmax(logits(config, params, hidden[places])) for hidden in (adapted, base))
-        kl = jnp.sum(jnp.exp(log_p) * (log_p - log_q), axis=-1)
-        return jnp.sum(jnp.where(index < length, kl, 0.0)) / jnp.maximum(length, 1)
+    def of_rows(
+        params: Params, theta_0: Adapter | None, common: tuple[Cache, ...], prompts: Tokens, first: Array,
+        lengths: Array, own: tuple[Cache, ...], adapters: Adapter,
+    ) -> Array:  # fmt: skip
+        def read(prompt: Tokens, past: tuple[Cache, ...], adapter: Adapter) -> tuple[Array, Array]:
+            return forward(config, params, prompt, past, adapter, scale)[0], forward(
+                config, params, prompt, past, theta_0, scale
+            )[0]
+
+        def divergence(row: tuple[Array, Array, Array, Array]) -> Array:
+            adapted, base, first, length = row
+            index = jnp.arange(n_positions)
+            places = jnp.clip(first + index, 0, adapted.shape[0] - 1)
+            log_p, log_q = (jax.nn.log_softmax(logits(config, params, hidden[places])) for hidden in (adapted, base))
+            kl = jnp.sum(jnp.exp(log_p) * (log_p - log_q), axis=-1)
+            return jnp.sum(jnp.where(index < length, kl, 0.0)) / jnp.maximum(length, 1)
+
+        hidden = jax.vmap(read, (0, axis, 0))(prompts, own or common, adapters)
+        return jax.lax.map(divergence, (*hidden, first, lengths))  # one row's logits at a time: they are large
 
     with jax.named_scope("divergence"):
-        hidden = jax.vmap(read, (0, wave_axis(past), 0))(prompts, past, adapters)
-        return jax.lax.map(divergence, (*hidden, first, lengths))  # one row's logits at a time: they are large
+        return map_rows(of_rows, (params, theta_0, common), (prompts, first, lengths, own, adapters))

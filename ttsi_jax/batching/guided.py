@@ -8,20 +8,18 @@ from __future__ import annotations
 
 from collections import deque
 
-import jax.numpy as jnp
-import numpy as np
-
 from ttsi_jax.batching.lanes import Read, Said, Work, arrivals
 from ttsi_jax.checkpoints import LanguageModel
 from ttsi_jax.guided.decoding import Guided, Seat, admit, decode_guided, no_lanes
+from ttsi_jax.scaling.mesh import Layout
 
 
 class GuidedLanes:
     """E lanes for rows of equal shapes, each with a guide; their arrays live while any row decodes."""
 
-    def __init__(self, model: LanguageModel, size: int, n_steps: int):
+    def __init__(self, model: LanguageModel, size: int, n_steps: int, layout: Layout):
         """Prepares `size` lanes for rows that write up to `n_steps` tokens."""
-        self.model, self.size, self.n_steps = model, size, n_steps
+        self.model, self.size, self.n_steps, self.layout = model, size, n_steps, layout
         self.waiting: deque[Work] = deque()
         self.working: list[Work | None] = [None] * size
         self._seats: list[Seat | None] = [None] * size
@@ -58,13 +56,10 @@ class GuidedLanes:
         return took_part, said
 
     def _admit(self) -> None:
-        for read, moves in arrivals(self.waiting, self.working):
+        for read, arriving in arrivals(self.waiting, self.working, self.layout):
             lanes = no_lanes(read.rows, self.n_steps) if self._state is None else self._state[0]
-            sources, places = np.zeros((2, self.size), np.int32)
-            sources[: len(moves)], places[: len(moves)] = zip(*moves, strict=True)
-            for _, lane in moves:
-                work = self.working[lane]
-                assert work is not None and work.guide is not None, "these lanes are for guided rows"
+            self._state = admit(lanes, arriving), read
+        for lane, work in enumerate(self.working):
+            if work is not None and self._seats[lane] is None:
+                assert work.guide is not None, "these lanes are for guided rows"
                 self._seats[lane] = Seat(work.guide, work.prompt.key, work.sampling)
-            n = jnp.int32(len(moves))
-            self._state = admit(lanes, read.rows, jnp.asarray(sources), jnp.asarray(places), n), read

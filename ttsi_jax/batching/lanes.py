@@ -31,6 +31,7 @@ from ttsi_jax.model.generation import (
     decode_wave,
     nothing_decoding,
 )
+from ttsi_jax.scaling.mesh import Layout
 
 GREEDY = Sampling(0.0, 1.0)
 
@@ -72,24 +73,43 @@ class Said(NamedTuple):
     n_tokens: int  # forced ones included
 
 
-def arrivals(waiting: deque[Work], working: list[Work | None]) -> list[tuple[Read, list[tuple[int, int]]]]:
-    """Gives idle lanes (None) to those who wait: the waves they were read in, and their (row there, lane)."""
-    found: list[tuple[Read, list[tuple[int, int]]]] = []
-    for lane in [lane for lane, work in enumerate(working) if work is None][: len(waiting)]:
-        working[lane] = work = waiting.popleft()
-        read, row, _ = work.prompt
-        if not found or found[-1][0] is not read:
-            found.append((read, []))
-        found[-1][1].append((row, lane))
-    return found
+def arrivals(waiting: deque[Work], working: list[Work | None], layout: Layout) -> list[tuple[Read, Arrivals]]:
+    """Gives idle lanes (None) to those who wait: the waves they were read in, and which rows of it go where.
+
+    Of the parts of a mesh each has lanes of its own, for the rows that it read.
+    """
+    size, n = len(working), len(working) // layout.parts
+    found: dict[int, tuple[Read, list[tuple[int, int]]]] = {}
+    for lane in [lane for lane, work in enumerate(working) if work is None]:
+        place = next((place for place, work in enumerate(waiting) if work.prompt.row // n == lane // n), None)
+        if place is not None:
+            working[lane] = work = waiting[place]
+            del waiting[place]
+            read, row, _ = work.prompt
+            found.setdefault(id(read), (read, []))[1].append((row, lane))
+    return [(read, _arrivals(read, moves, size, n, layout)) for read, moves in found.values()]
+
+
+def _arrivals(read: Read, moves: list[tuple[int, int]], size: int, n: int, layout: Layout) -> Arrivals:
+    """Of rows that go into lanes, in parts of `n`."""
+    sources, lanes = np.full(size, -1, np.int32), np.zeros(size, np.int32)
+    for part in range(layout.parts):
+        own = [(row % n, lane % n) for row, lane in moves if lane // n == part]
+        if own:
+            of_part = slice(part * n, part * n + len(own))
+            sources[of_part], lanes[of_part] = zip(*own, strict=True)
+    return Arrivals(read.rows, *layout.rows((sources, lanes)))
 
 
 class Lanes:
     """E lanes for rows of equal shapes; their arrays live on the device while any row decodes."""
 
-    def __init__(self, model: LanguageModel, size: int, n_steps: int, tables: SlotTables, special: Collection[int]):
+    def __init__(
+        self, model: LanguageModel, size: int, n_steps: int, tables: SlotTables, special: Collection[int],
+        layout: Layout,
+    ):  # fmt: skip
         """Prepares `size` lanes for rows that decode up to `n_steps` tokens; see `slot_tables` and `special_ids`."""
-        self.model, self.size, self.n_steps = model, size, n_steps
+        self.model, self.size, self.n_steps, self.layout = model, size, n_steps, layout
         self._tables, self._special = tables, special
         self.waiting: deque[Work] = deque()
         self.working: list[Work | None] = [None] * size
@@ -98,23 +118,22 @@ class Lanes:
     @property
     def load(self) -> int:
         """Rows that decode or wait."""
-        return len(self.waiting) + self.size - len(self._idle)
-
-    @property
-    def _idle(self) -> list[int]:
-        return [lane for lane, work in enumerate(self.working) if work is None]
+        return len(self.waiting) + sum(work is not None for work in self.working)
 
     def advance(self, to_the_end: bool) -> tuple[list[Work], list[tuple[Work, Said]]]:
         """Lets waiting rows into idle lanes and decodes: until all lanes are idle, or until a quarter more of them is.
 
         Returns the rows that decoded, and those of them that ended, with what they said.
         """
-        arriving = arrivals(self.waiting, self.working)
+        arriving = arrivals(self.waiting, self.working, self.layout)
         took_part = [work for work in self.working if work is not None]
-        for read, moves in arriving[:-1]:
-            self._decode(read, moves, enough=0)
-        enough = self.size if to_the_end else min(self.size, len(self._idle) + max(1, self.size // 4))
-        state = self._decode(*(arriving[-1] if arriving else (None, [])), enough)
+        for read, rows in arriving[:-1]:
+            self._decode(read, rows, more=0)
+        n = self.size // self.layout.parts
+        if not arriving:
+            assert self._state is not None, "there is work"
+            arriving = [(self._state[1], _arrivals(self._state[1], [], self.size, n, self.layout))]
+        state = self._decode(*arriving[-1], more=n if to_the_end else max(1, n // 4))
         ended, generated = np.asarray(state.ended), jax.device_get(state.generated)
         said = []
         for lane, work in enumerate(self.working):
@@ -125,24 +144,18 @@ class Lanes:
             self._state = None
         return took_part, said
 
-    def _decode(self, read: Read | None, moves: list[tuple[int, int]], enough: int) -> Decoding:
+    def _decode(self, read: Read, arriving: Arrivals, more: int) -> Decoding:
         if self._state is None:
-            assert read is not None, "there is work"
             self._state = nothing_decoding(read.rows, self.n_steps, self.n_steps), read
-        state, last = self._state
-        read = read or last
-        sources, lanes = np.zeros((2, self.size), np.int32)
-        if moves:
-            sources[: len(moves)], lanes[: len(moves)] = zip(*moves, strict=True)
-        arrivals = Arrivals(read.rows, jnp.asarray(sources), jnp.asarray(lanes), jnp.int32(len(moves)))
         works = self.working
         some = next(work for work in works if work is not None)
         scripts = script_arrays([work.script if work else () for work in works], self.n_steps)
         sampling = np.array([work.sampling if work else some.sampling for work in works], np.float32)
         keys = jnp.stack([(work or some).prompt.key for work in works])
+        *scripts, keys, temperature, top_p = self.layout.rows((*scripts, keys, *sampling.T))
         state = decode_wave(
-            self.model.config, self.model.params, state, arrivals, Script(*map(jnp.asarray, scripts)), self._tables,
-            keys, Sampling(*map(jnp.asarray, sampling.T)), jnp.int32(enough), read.common, scale=read.scale,
+            self.model.config, self.model.params, self._state[0], arriving, Script(*scripts), self._tables, keys,
+            Sampling(temperature, top_p), jnp.int32(more), read.common, scale=read.scale,
         )  # fmt: skip
         self._state = state, read
         return state

@@ -31,6 +31,7 @@ from ttsi_jax.model.decoder import Params
 from ttsi_jax.model.lora import Adapter, init_adapter
 from ttsi_jax.rules.interface import Batch, Forward, Loss, LossFn, RuleStep, State, UpdateRule, needed
 from ttsi_jax.runs.scores import first_values
+from ttsi_jax.scaling.mesh import mesh_of
 from ttsi_jax.synthesis.training import SEEN
 from ttsi_jax.tasks import Call, Example
 from ttsi_jax.tasks.faults import fingerprint
@@ -63,8 +64,10 @@ def fine_tune(
     `config.epochs` passes over all of them in random order, `wave` examples a step.
 
     Raises:
-        InputError: there is no such example, or the loss needs more than a label.
+        InputError: there is no such example, the loss needs more than a label, or the model lies on a mesh.
     """
+    if mesh_of(model.params) is not None:
+        raise InputError("fine-tuning one adapter runs on one device: load the model without a mesh")
     if needed(loss):
         raise InputError(f"--adapt.loss {config.loss} needs {', '.join(needed(loss))}, which labels do not give")
     encoder, lora = PromptEncoder(model.tokenizer), config.lora

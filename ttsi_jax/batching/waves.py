@@ -29,10 +29,11 @@ from ttsi_jax.model.generation import Rows
 from ttsi_jax.model.lora import Adapter
 from ttsi_jax.model.scoring import Candidates, Scored, prefill_wave, score_wave
 from ttsi_jax.rules.interface import Batch, Extra, Loss, RuleStep, State, UpdateRule, needed
+from ttsi_jax.scaling.mesh import Layout, mesh_of
 
 Ids = tuple[int, ...]
 ANSWER_SIZES = 64  # smallest bucket of the trained tokens
-PREFILL_ROWS = 4  # prefixes that are computed at a time
+PREFILL_ROWS = 4  # prefixes that a part of the devices computes at a time
 
 
 def bucket(length: int, smallest: int) -> int:
@@ -87,7 +88,7 @@ BASE = Adapted(None, 1.0, "suffix")
 
 
 class Waves:
-    """A loaded model, run on E inputs at a time."""
+    """A loaded model, run on E inputs at a time: where the model lies on a mesh, on the whole of it."""
 
     def __init__(
         self, model: LanguageModel, size: int, n_steps: int, theta_0: Adapted = BASE, prefix_memory: float = 1.5
@@ -96,7 +97,7 @@ class Waves:
 
         Args:
             model: the base, its tokenizer and stop tokens.
-            size: rows of a wave, E.
+            size: rows of a wave, E; on a mesh a multiple of the parts that it is divided into.
             n_steps: most tokens that a row decodes.
             theta_0: what reads where no other adapter is given, without a leading axis.
             prefix_memory: GiB of prefix caches that are kept; the least recently used go first.
@@ -105,8 +106,11 @@ class Waves:
         self.size = size
         self.n_steps = n_steps
         self.theta_0 = theta_0
-        self._most_trained = size  # rows at a time; less, once a device's memory ran out
-        self._base = theta_0._replace(adapters=theta_0.adapters and repeat(theta_0.adapters, size))
+        self.layout = Layout(model.config, mesh_of(model.params))
+        self._part = self._most_trained = size // self.layout.parts  # rows at a time; less, once memory ran out
+        self._base = theta_0
+        if theta_0.adapters is not None:
+            self._base = theta_0._replace(adapters=self.layout.adapters(repeat(theta_0.adapters, size)))
         self._prefix_memory = prefix_memory
         self._prefixes: OrderedDict[Ids, Cache] = OrderedDict()
         self._special = special_ids(model.tokenizer, model.stop_ids)
@@ -130,32 +134,34 @@ class Waves:
         first[: len(rows)] = starts or 0
         index = np.arange(length, dtype=np.int32)
         segments = np.where(index < lengths[:, None], SHARED, PADDING).astype(np.int32)
-        return Tokens(jnp.asarray(ids), jnp.asarray(first[:, None] + index), jnp.asarray(segments))
+        return Tokens(*self.layout.rows((ids, first[:, None] + index, segments)))
 
     def _prefix_caches(self, rows: Sequence[Row]) -> Cache:
         """The base's caches of E prefixes, or the one that all rows have in common, without a leading axis.
 
-        Each distinct prefix is computed once while it stays in memory.
+        Each distinct prefix is computed once while it stays in memory. The parts of a mesh compute different ones, and
+        all of them keep what each has computed: an input may come back in any of them.
         """
+        n_rows = PREFILL_ROWS * self.layout.parts
         known, shape, prefixes = self._prefixes, rows[0].shape, [row.prefix for row in rows]
         missing = [prefix for prefix in dict.fromkeys(prefixes) if prefix not in known]
-        for start in range(0, len(missing), PREFILL_ROWS):
-            group = missing[start : start + PREFILL_ROWS]
-            ids, lengths = pad(group, (PREFILL_ROWS, shape.prefix))
-            caches = prefill_wave(self.model.config, self.model.params, jnp.asarray(ids), jnp.asarray(lengths))
+        for start in range(0, len(missing), n_rows):
+            group = missing[start : start + n_rows]
+            ids, lengths = self.layout.rows(pad(group, (n_rows, shape.prefix)))
+            caches = self.layout.everywhere(prefill_wave(self.model.config, self.model.params, ids, lengths))
             for index, prefix in enumerate(group):
                 known[prefix] = jax.tree.map(lambda x, i=index: x[i], caches)
         for prefix in prefixes:
             known.move_to_end(prefix)
         caches = [known[prefix] for prefix in prefixes]
         caches += caches[:1] * (self.size - len(caches))
-        found = caches[0] if shape.common else jax.tree.map(lambda *x: jnp.stack(x), *caches)
+        found = caches[0] if shape.common else self.layout.stack(caches)
         while len(known) > 1 and sum(leaf.nbytes for leaf in jax.tree.leaves(known)) > self._prefix_memory * 2**30:
             known.popitem(last=False)
         return found
 
     def _keys(self, rows: Sequence[Row]) -> Array:
-        return jnp.stack([row.key for row in rows] + [rows[0].key] * (self.size - len(rows)))
+        return self.layout.rows(jnp.stack([row.key for row in rows] + [rows[0].key] * (self.size - len(rows))))
 
     # The programs of a wave
 
@@ -180,7 +186,8 @@ class Waves:
         tokens, past = self._place(rows, scope)
         starts = np.ones(self.size, np.int32)
         starts[: len(rows)] = [row.start + len(row.prefix) * (scope == "all") for row in rows]
-        return tokens, jnp.asarray(starts), Candidates(jnp.asarray(ids), jnp.asarray(lengths)), past
+        starts, ids, lengths = self.layout.rows((starts, ids, lengths))
+        return tokens, starts, Candidates(ids, lengths), past
 
     def _read(
         self,
@@ -215,15 +222,15 @@ class Waves:
         first[: len(rows)] = [len(row.prefix) * (adapted.scope == "all") for row in rows]
         n[: len(rows)] = [len(row.suffix) for row in rows]
         found = prompt_kl_wave(
-            self.model.config, self.model.params, tokens, jnp.asarray(first), jnp.asarray(n), past, adapted.adapters,
+            self.model.config, self.model.params, tokens, *self.layout.rows((first, n)), past, adapted.adapters,
             self.theta_0.adapters, scale=adapted.scale, n_positions=rows[0].shape.suffix,
         )  # fmt: skip
         return np.asarray(found)[: len(rows)].tolist()
 
     def lanes(self) -> tuple[Lanes, GuidedLanes]:
         """Idle lanes for rows that this reads, free and guided."""
-        free = Lanes(self.model, self.size, self.n_steps, self._tables, self._special)
-        return free, GuidedLanes(self.model, self.size, self.n_steps)
+        free = Lanes(self.model, self.size, self.n_steps, self._tables, self._special, self.layout)
+        return free, GuidedLanes(self.model, self.size, self.n_steps, self.layout)
 
     def decode(self, work: Sequence[Work]) -> list[Said]:
         """What at most E rows say that have no guides, in lanes of their own."""
@@ -272,15 +279,16 @@ class Waves:
         prompts = self._prompts(rows, candidates, config.scope)
         sizes = batches[0].tokens.ids.shape[1], 0 if whole else n_prefix, n_answer
         n_sequences = 1 + ("rejected" in extras) + config.samples * ("samples" in extras)
-        chunk, remat = training_chunk(self.model.config, config, self.size, *sizes, n_sequences)
+        chunk, remat = training_chunk(self.model.config, config, self._part, *sizes, n_sequences)
         init_keys, step_keys = jnp.moveaxis(jax.vmap(jax.random.split)(self._keys(rows)), 1, 0)
         theta_0 = self.theta_0.adapters
         start = theta_0 if start is None else start
         batch = jax.tree.map(lambda *x: jnp.stack(x, axis=1), *batches)
-        of_pairs, of_steps = jnp.asarray(n_pairs), jnp.asarray(n_steps)
+        of_pairs, of_steps = self.layout.rows((n_pairs, n_steps))
 
         def train(chunk: int) -> tuple[Adapter, Array, Array, Scored]:
             adapters, states = init_wave(init_keys, self.model.config, config.lora, rule, of_steps, start)
+            adapters = self.layout.adapters(adapters)
             return adapt_and_score(
                 self.model.config, self.model.params, rule.step, loss, adapters, states, batch, of_pairs, of_steps,
                 step_keys, *prompts, theta_0, watched, max_steps=config.epochs * max_pairs, scale=config.lora.scale,
@@ -288,7 +296,7 @@ class Waves:
             )  # fmt: skip
 
         chunk = min(chunk, self._most_trained)
-        (adapters, losses, n_losses, scored), fitted = within_memory(train, chunk, self.size)
+        (adapters, losses, n_losses, scored), fitted = within_memory(train, chunk, self._part)
         self._most_trained = fitted if fitted < chunk else self._most_trained
         adapted = Adapted(adapters, config.lora.scale, config.scope)
         taken = [own[:n] for own, n in zip(np.asarray(losses), np.asarray(n_losses), strict=True)]
@@ -314,7 +322,7 @@ class Waves:
             for row, pair in enumerate(pairs):
                 rewards[row, : len(pair.rewards)] = pair.rewards
             samples = jax.tree.map(lambda *x: jnp.stack(x, axis=1), *sampled)
-            batch = batch._replace(samples=samples, rewards=jnp.asarray(rewards))
+            batch = batch._replace(samples=samples, rewards=self.layout.rows(rewards))
         return batch
 
     def _batch(self, prefixes: Sequence[Ids], pairs: Sequence[Pair], length: int, n_answer: int, whole: bool) -> Batch:
@@ -328,7 +336,7 @@ class Waves:
         starts[: len(prompts)] = [len(prompt) for prompt in prompts]
         predict = np.minimum(starts[:, None] - 1 + index, length - 1)
         weights = (index < counts[:, None]).astype(np.float32)
-        return Batch(tokens, jnp.asarray(predict), jnp.asarray(labels), jnp.asarray(weights))
+        return Batch(tokens, *self.layout.rows((predict, labels, weights)))
 
 
 @partial(

@@ -1,7 +1,8 @@
 """Adapters that outlive their run: one orbax checkpoint per wave, and a way back to one input's.
 
-Orbax writes each host's shards, and gives the directory its name when all of it is on the disk. Where a run was killed,
-what it had not finished is written again; a checkpoint that is there is whole.
+They are kept as arrays of the host, whatever devices they were made on. Orbax gives the directory its name when all of
+it is on the disk. Where a run was killed, what it had not finished is written again; a checkpoint that is there is
+whole.
 """
 
 from __future__ import annotations
@@ -38,6 +39,7 @@ def save_adapters(
         config: the decoder they belong to.
         base: the base model's name.
     """
+    adapters = jax.device_get(adapters)
     name = hashlib.sha256(json.dumps(list(ids)).encode()).hexdigest()[:16]
     tree = {str(layer): {key: factors._asdict() for key, factors in own.items()} for layer, own in adapters.items()}
     about = {"ids": list(ids), "lora": asdict(lora), "decoder": asdict(config), "base": base}

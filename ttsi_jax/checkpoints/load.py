@@ -8,6 +8,7 @@ from typing import Any, NamedTuple, Protocol
 
 import jax
 import numpy as np
+from jax.sharding import Mesh, NamedSharding
 from transformers import PreTrainedTokenizerFast
 
 from ttsi_jax.checkpoints.config import from_gguf, from_hf
@@ -31,6 +32,7 @@ from ttsi_jax.errors import InputError, ModelFileError
 from ttsi_jax.model.config import DecoderConfig
 from ttsi_jax.model.decoder import abstract_params
 from ttsi_jax.model.quantized import Int8, Quantized
+from ttsi_jax.scaling.mesh import for_scales, param_shardings
 
 DTYPES = ("float32", "bfloat16", "int8")
 GENERATION = "generation_config.json"
@@ -77,19 +79,21 @@ class TensorFile(Protocol):
         ...
 
 
-def load_model(source: str | Path, *, dtype: str | None = None) -> LanguageModel:
+def load_model(source: str | Path, *, dtype: str | None = None, mesh: Mesh | None = None) -> LanguageModel:
     """Loads a model from a directory, a ``.gguf`` file, an alias or a hub name.
 
-    Tensors are read one at a time, so that the host holds little more than the parameters themselves.
+    Tensors are read one at a time, so that the host holds little more than the parameters themselves; on a mesh little
+    more than one tensor, of which each device gets its own part.
 
     Args:
         source: where the model is; see `ttsi_jax.checkpoints.hub.locate`.
         dtype: float32 or bfloat16 for all but the norms; by default float32 on CPU and bfloat16 elsewhere. With int8
           the matrices are int8, and that default is what the rest is and what everything is computed in.
+        mesh: see `ttsi_jax.scaling.mesh.make_mesh`; None is one device. What runs the model then runs on the mesh.
 
     Raises:
         ModelFileError: when a file is missing, damaged or not supported.
-        InputError: for another dtype.
+        InputError: for another dtype, or a mesh that the model cannot be divided over.
     """
     default = "float32" if jax.default_backend() == "cpu" else "bfloat16"
     dtype = dtype or default
@@ -98,10 +102,10 @@ def load_model(source: str | Path, *, dtype: str | None = None) -> LanguageModel
     name, path = locate(source)
     with errors_name(path):
         load = _load_gguf if path.is_file() else _load_directory
-        return load(path, name, Int8(default) if dtype == "int8" else dtype)
+        return load(path, name, Int8(default) if dtype == "int8" else dtype, mesh)
 
 
-def _load_directory(path: Path, name: str, dtype: str | Int8) -> LanguageModel:
+def _load_directory(path: Path, name: str, dtype: str | Int8, mesh: Mesh | None) -> LanguageModel:
     settings = read_json(path / "config.json")
     with errors_name(path / "config.json"):
         config = from_hf(settings)
@@ -109,12 +113,12 @@ def _load_directory(path: Path, name: str, dtype: str | Int8) -> LanguageModel:
     tokenizer = tokenizer_from_directory(path)
     _check_vocabulary(tokenizer, config)
     stops = stop_ids(tokenizer, [*_eos_ids(settings), *_eos_ids(read_json(path / GENERATION, default={}))])
-    params = read_params(tensors, hf_slots(config), lambda name: hf_plain_name(name, config), config, dtype, path)
+    params = read_params(tensors, hf_slots(config), lambda name: hf_plain_name(name, config), config, dtype, path, mesh)
     sides = [path / file for file in SIDE_FILES if (path / file).exists()]
     return LanguageModel(config, params, tokenizer, stops, name, checksum([*sides, *tensors.paths]))
 
 
-def _load_gguf(path: Path, name: str, dtype: str | Int8) -> LanguageModel:
+def _load_gguf(path: Path, name: str, dtype: str | Int8, mesh: Mesh | None) -> LanguageModel:
     file = GgufFile(path)
     divisors = _rope_divisors(file)
     config = from_gguf(file.metadata, file.shapes, divisors)
@@ -123,7 +127,7 @@ def _load_gguf(path: Path, name: str, dtype: str | Int8) -> LanguageModel:
     tokenizer = tokenizer_from_gguf(file.metadata)
     _check_vocabulary(tokenizer, config)
     stops = stop_ids(tokenizer, [file.metadata.get(f"tokenizer.ggml.{role}_token_id") for role in ("eot", "eom")])
-    params = read_params(file, gguf_slots(config), gguf_plain_name, config, dtype, path)
+    params = read_params(file, gguf_slots(config), gguf_plain_name, config, dtype, path, mesh)
     return LanguageModel(config, params, tokenizer, stops, name, checksum([path]))
 
 
@@ -157,6 +161,7 @@ def read_params(
     config: DecoderConfig,
     dtype: str | Int8,
     where: Path,
+    mesh: Mesh | None = None,
 ) -> dict[str, Any]:
     """Fills the params pytree from a file, one tensor at a time.
 
@@ -167,8 +172,10 @@ def read_params(
         config: the decoder's shape.
         dtype: of everything but the norms. With `Int8` every matrix has the scales that the file gives it.
         where: for error messages.
+        mesh: that the parameters are divided over; None is one device.
 
     Raises:
+        InputError: the model cannot be divided so.
         ModelFileError: naming every tensor that is unknown, missing, there twice or of the wrong shape or type; or the
           first one with a value that is not finite.
     """
@@ -182,11 +189,14 @@ def read_params(
     problems = file.problems + twice + find_problems(slots, found, targets)
     refuse_if_any(problems, where, f"it does not fit its {config.family} configuration")
 
+    places = dict.fromkeys(targets)
+    if mesh is not None:
+        places = dict(zip(targets, jax.tree.leaves(param_shardings(config, mesh)), strict=True))
+
     def read(name: str, slot: Slot) -> jax.Array | Quantized:
         target = targets[slot.path]
         quantised = isinstance(dtype, Int8) and len(target.shape) == 2
-        param = (_read_int8 if quantised else _read_param)(file, name, slot, target)
-        return jax.block_until_ready(jax.device_put(param))  # so that the host's copy can go before the next one comes
+        return _to_device((_read_int8 if quantised else _read_param)(file, name, slot, target), places[slot.path])
 
     filled = {slot.path: read(names[plain], slot) for plain, slot in slots.items()}
     return jax.tree_util.tree_unflatten(treedef, [filled[path] for path in targets])
@@ -225,3 +235,12 @@ def _read_int8(file: TensorFile, name: str, slot: Slot, target: jax.ShapeDtypeSt
     scales = np.empty_like(stored)
     scales[order] = stored
     return Quantized(values, scales.T if slot.transposed else scales, target.dtype)
+
+
+def _to_device(param: np.ndarray | Quantized, where: NamedSharding | None) -> Any:
+    place: Any = where
+    if isinstance(param, Quantized) and where is not None:
+        place = Quantized(where, for_scales(where, param.scales.shape), param.dtype)
+    return jax.block_until_ready(
+        jax.device_put(param, place)
+    )  # so that the host's copy can go before the next one comes

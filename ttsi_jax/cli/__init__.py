@@ -32,12 +32,14 @@ def run(args: Run) -> int:
     from ttsi_jax.runs.progress import progress_bars
     from ttsi_jax.runs.shards import parse_shard, part_of
     from ttsi_jax.runs.table import examples_table, summary_table
+    from ttsi_jax.scaling.mesh import make_mesh, undivided
     from ttsi_jax.tasks import load_task
 
     config, directory = automatic(args.config()), args.directory()
     check(config)
     find_parts(config, {})  # a wrong name ends it before anything is loaded
     shard = None if args.shard is None else parse_shard(args.shard)
+    mesh = None if args.mesh is None else make_mesh(args.mesh, config.wave)
     if args.answer.form == "auto":
         _say(f"--answer.form auto: {config.answer.form}")
     if args.compile_cache is not None:
@@ -47,7 +49,10 @@ def run(args: Run) -> int:
         _say(f"cannot be used: {problem}")
     n_own = f"{len(part_of(task, shard).examples)} of " if shard else ""
     _say(f"{n_own}{len(task.examples)} inputs of {task.name}; loading {args.model}")
-    model = load_model(args.model, dtype=args.dtype)
+    model = load_model(args.model, dtype=args.dtype, mesh=mesh)
+    if mesh is not None:
+        for part, size in undivided(model.config, mesh.shape["model"]).items():
+            _say(f"--mesh {args.mesh}: {size} cannot be divided, so every device holds the {part}'s weights whole")
     _say(f"the run is kept in {directory}")
     resume = f"finished inputs are in {directory}, and the same command resumes the run"
     try:

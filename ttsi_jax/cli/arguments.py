@@ -30,6 +30,8 @@ class Run(RunConfig):
           elsewhere.
         out: the run's directory; by default one under runs/ that is named after the settings.
         compile_cache: a folder that keeps compiled programs, so that the next run need not compile them.
+        mesh: data=D,model=M runs on D * M devices: the inputs of a wave are divided over D, the base's weights over M
+          (see docs/scaling.md). A run may be resumed on another mesh.
     """
 
     model: str
@@ -41,6 +43,7 @@ class Run(RunConfig):
     dtype: str | None = None
     out: Path | None = None
     compile_cache: Path | None = None
+    mesh: str | None = None
 
     def config(self) -> RunConfig:
         return RunConfig(**{field.name: getattr(self, field.name) for field in fields(RunConfig)})

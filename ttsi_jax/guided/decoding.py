@@ -20,7 +20,8 @@ from ttsi_jax.guided.masks import Guide
 from ttsi_jax.model.cache import PADDING, SHARED, Cache, empty, write
 from ttsi_jax.model.config import DecoderConfig
 from ttsi_jax.model.decoder import Params, Tokens, forward, logits
-from ttsi_jax.model.generation import Rows, Sampling, sample
+from ttsi_jax.model.generation import Arrivals, Rows, Sampling, sample
+from ttsi_jax.model.sharding import map_rows
 
 
 class Guided(NamedTuple):
@@ -67,9 +68,13 @@ def mask_and_sample(scores: Array, masks: Array, keys: Array, n_fed: Array, samp
     Returns:
         The tokens [E] int32, and whether each row's logits were finite [E] bool.
     """
-    finite = jnp.all(jnp.isfinite(scores), axis=-1)
-    allowed = jnp.where(unpack(masks, scores.shape[-1]), scores, -jnp.inf)
-    return sample(jax.vmap(jax.random.fold_in)(keys, n_fed), allowed, sampling), finite
+
+    def choose(scores: Array, masks: Array, keys: Array, n_fed: Array, sampling: Sampling) -> tuple[Array, Array]:
+        finite = jnp.all(jnp.isfinite(scores), axis=-1)
+        allowed = jnp.where(unpack(masks, scores.shape[-1]), scores, -jnp.inf)
+        return sample(jax.vmap(jax.random.fold_in)(keys, n_fed), allowed, sampling), finite
+
+    return map_rows(choose, (), (scores, masks, keys, n_fed, sampling))
 
 
 @partial(jax.jit, static_argnames=("config", "scale"))
@@ -96,43 +101,57 @@ def read_tokens(
     Returns:
         The next tokens' logits [E, V], and the caches [E, 1] of the tokens fed, for `append`.
     """
-    tokens = Tokens(
-        jnp.maximum(ids, 0)[:, None],
-        (rows.prompts.position + n_fed)[:, None],
-        jnp.where(ids < 0, PADDING, SHARED)[:, None],
-    )
 
-    def read(token: Tokens, row: Rows, own: Cache) -> tuple[Array, Cache]:
-        return forward(config, params, token, (*common, *row.past, row.prompts.cache, own), row.adapters, scale)
+    def of_rows(
+        params: Params, common: tuple[Cache, ...], rows: Rows, own: Cache, ids: Array, n_fed: Array
+    ) -> tuple[Array, Cache]:
+        tokens = Tokens(
+            jnp.maximum(ids, 0)[:, None],
+            (rows.prompts.position + n_fed)[:, None],
+            jnp.where(ids < 0, PADDING, SHARED)[:, None],
+        )
 
-    hidden, new = jax.vmap(read)(tokens, rows, own)
-    return logits(config, params, hidden[:, 0]), new
+        def read(token: Tokens, row: Rows, own: Cache) -> tuple[Array, Cache]:
+            return forward(config, params, token, (*common, *row.past, row.prompts.cache, own), row.adapters, scale)
+
+        hidden, new = jax.vmap(read)(tokens, rows, own)
+        return logits(config, params, hidden[:, 0]), new
+
+    return map_rows(of_rows, (params, common), (rows, own, ids, n_fed))
 
 
 @partial(jax.jit, donate_argnames=("own",))
 def append(own: Cache, new: Cache, n_fed: Array) -> Cache:
     """The rows' caches with the tokens of a step; a program of its own, since in that of the forward step, which reads
     these caches, XLA would copy them first."""
-    return jax.vmap(write)(own, new, n_fed)
+    return map_rows(jax.vmap(write), (), (own, new, n_fed))
 
 
 @partial(jax.jit, static_argnames=("n_steps",))
 def no_lanes(like: Rows, n_steps: int) -> Guided:
     """E lanes without rows, for rows of these shapes that write up to `n_steps` tokens (M)."""
-    own = jax.vmap(partial(empty, n_slots=n_steps))(like.prompts.cache)
-    return Guided(jax.tree.map(jnp.zeros_like, like), own, jnp.zeros_like(like.prompts.logits))
+
+    def idle(like: Rows) -> Guided:
+        own = jax.vmap(partial(empty, n_slots=n_steps))(like.prompts.cache)
+        return Guided(jax.tree.map(jnp.zeros_like, like), own, jnp.zeros_like(like.prompts.logits))
+
+    return map_rows(idle, (), (like,))
 
 
 @partial(jax.jit, donate_argnames=("lanes",))
-def admit(lanes: Guided, rows: Rows, sources: Array, places: Array, n: Array) -> Guided:
-    """Lets row sources[i] into lane places[i], for i < n; both [E] int32. Nothing is left of the row before."""
+def admit(lanes: Guided, arrivals: Arrivals) -> Guided:
+    """Lets rows into lanes, where nothing is left of the row before."""
 
-    def put(index: Array, lanes: Guided) -> Guided:
-        row = jax.tree.map(lambda x: jax.lax.dynamic_index_in_dim(x, sources[index], keepdims=False), rows)
+    def put(arrivals: Arrivals, index: Array, lanes: Guided) -> Guided:
+        source, lane = arrivals.sources[index], arrivals.lanes[index]
+        row = jax.tree.map(lambda x: jax.lax.dynamic_index_in_dim(x, source, keepdims=False), arrivals.rows)
         begins = Guided(row, empty(row.prompts.cache, lanes.own.positions.shape[1]), row.prompts.logits)
-        return jax.tree.map(lambda x, new: jax.lax.dynamic_update_index_in_dim(x, new, places[index], 0), lanes, begins)
+        return jax.tree.map(lambda x, new: jax.lax.dynamic_update_index_in_dim(x, new, lane, 0), lanes, begins)
 
-    return jax.lax.fori_loop(0, n, put, lanes)
+    def put_all(lanes: Guided, arrivals: Arrivals) -> Guided:
+        return jax.lax.fori_loop(0, jnp.sum(arrivals.sources >= 0), partial(put, arrivals), lanes)
+
+    return map_rows(put_all, (), (lanes, arrivals))
 
 
 def decode_guided(

@@ -20,6 +20,7 @@ from ttsi_jax.model.config import DecoderConfig
 from ttsi_jax.model.decoder import Params, Tokens, forward, logits
 from ttsi_jax.model.lora import Adapter
 from ttsi_jax.model.scoring import Prompted
+from ttsi_jax.model.sharding import map_rows
 
 FORCED = 0  # the kind of a forced slot; free slots have kinds 1, 2, … = rows 0, 1, … of the tables
 
@@ -85,12 +86,14 @@ class Decoding(NamedTuple):
 
 
 class Arrivals(NamedTuple):
-    """Rows that take the lanes of ended ones: row sources[i] goes into lanes[i], for i < n_rows."""
+    """Rows that take the lanes of ended ones: row sources[i] goes into lanes[i].
+
+    On a mesh both count within a part of the devices, whose rows and lanes stay there.
+    """
 
     rows: Rows
-    sources: Array  # [E] int32
+    sources: Array  # [E] int32; -1 from the first entry on that stands for no row
     lanes: Array  # [E] int32
-    n_rows: Array  # int32
 
 
 def nucleus(scores: Array, top_p: Array | float) -> Array:
@@ -159,6 +162,10 @@ def _advance(
 @partial(jax.jit, static_argnames=("n_steps", "n_slots"))
 def nothing_decoding(like: Rows, n_steps: int, n_slots: int) -> Decoding:
     """E lanes without rows, for rows of these shapes that take up to `n_steps` tokens (M) of scripts of `n_slots`."""
+    return map_rows(partial(_nothing_decoding, n_steps=n_steps, n_slots=n_slots), (), (like,))
+
+
+def _nothing_decoding(like: Rows, n_steps: int, n_slots: int) -> Decoding:
     n_rows = like.prompts.position.shape[0]
     zeros = jnp.zeros(n_rows, jnp.int32)
     none = lambda n: jnp.full((n_rows, n), -1, jnp.int32)  # noqa: E731
@@ -176,7 +183,7 @@ def _admit(wave: Decoding, arrivals: Arrivals, lengths: Array) -> Decoding:
     """Puts each arriving row into its lane, where nothing is left of the row before; one row is copied at a time."""
     n_steps, n_slots = wave.own.positions.shape[1], wave.generated.closing.shape[1]
     one = jax.tree.map(lambda x: x[:1], arrivals.rows)
-    blank = jax.tree.map(lambda x: x[0], nothing_decoding(one, n_steps, n_slots))._replace(rows=None)
+    blank = jax.tree.map(lambda x: x[0], _nothing_decoding(one, n_steps, n_slots))._replace(rows=None)
 
     def put(index: Array, wave: Decoding) -> Decoding:
         source, lane = arrivals.sources[index], arrivals.lanes[index]
@@ -184,7 +191,7 @@ def _admit(wave: Decoding, arrivals: Arrivals, lengths: Array) -> Decoding:
         begins = blank._replace(rows=row, ended=lengths[lane] <= 0, progress=blank.progress._replace(depth=1))
         return jax.tree.map(lambda old, new: jax.lax.dynamic_update_index_in_dim(old, new, lane, 0), wave, begins)
 
-    return jax.lax.fori_loop(0, arrivals.n_rows, put, wave)
+    return jax.lax.fori_loop(0, jnp.sum(arrivals.sources >= 0), put, wave)
 
 
 @partial(jax.jit, static_argnames=("config", "scale"), donate_argnames=("wave",))
@@ -197,14 +204,15 @@ def decode_wave(
     tables: SlotTables,
     keys: Array,
     sampling: Sampling,
-    enough: Array,
+    more: Array,
     common: tuple[Cache, ...] = (),
     *,
     scale: float = 1.0,
 ) -> Decoding:
-    """Lets rows take the lanes of ended ones, and decodes all rows at once until `enough` lanes have ended.
+    """Lets rows take the lanes of ended ones, and decodes all rows at once until so many `more` have ended.
 
-    One device loop. A row's result does not depend on when it arrives, which its lane is, or who else decodes.
+    One device loop; on a mesh one for each part of the devices, which ends when its own rows have. A row's result does
+    not depend on when it arrives, which its lane is, or who else decodes.
 
     Args:
         wave: E lanes (donated).
@@ -213,12 +221,32 @@ def decode_wave(
         tables: what each kind of free slot may hold and what closes it.
         keys: [E] one random key per lane; a row folds the number of its tokens so far into its own.
         sampling: of the rows in each lane, arrays [E] float32.
-        enough: int32; E decodes all rows to their ends, 0 only lets rows arrive.
+        more: int32, of those that are there after the arrivals; E decodes all rows to their ends, 0 only lets rows
+            arrive. On a mesh of each part of the devices.
         common: read-only caches before all rows' own, without a leading axis.
 
     Returns:
         The lanes, with what their rows have been fed. A row also ends when it has been fed M tokens.
     """
+    decode = partial(_decode, config, scale)
+    with jax.named_scope("decode"):
+        return map_rows(decode, (params, tables, more, common), (wave, arrivals, scripts, keys, sampling))
+
+
+def _decode(
+    config: DecoderConfig,
+    scale: float,
+    params: Params,
+    tables: SlotTables,
+    more: Array,
+    common: tuple[Cache, ...],
+    wave: Decoding,
+    arrivals: Arrivals,
+    scripts: Script,
+    keys: Array,
+    sampling: Sampling,
+) -> Decoding:
+    """`decode_wave` of one part of the devices."""
     n_steps = wave.own.positions.shape[1]
     everyone = jnp.arange(wave.ended.shape[0])
 
@@ -252,8 +280,10 @@ def decode_wave(
             generated=Generated(ids, slots, closing, finite),
         )
 
+    wave = _admit(wave, arrivals, scripts.length)
+    enough = jnp.sum(wave.ended) + more
+
     def unfinished(wave: Decoding) -> Array:
         return (jnp.sum(wave.ended) < enough) & ~jnp.all(wave.ended)
 
-    with jax.named_scope("decode"):
-        return jax.lax.while_loop(unfinished, step, _admit(wave, arrivals, scripts.length))
+    return jax.lax.while_loop(unfinished, step, wave)

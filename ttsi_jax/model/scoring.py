@@ -8,7 +8,7 @@ from them.
 from __future__ import annotations
 
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +18,7 @@ from ttsi_jax.model.cache import PADDING, SHARED, Cache, first, wave_axis
 from ttsi_jax.model.config import DecoderConfig
 from ttsi_jax.model.decoder import Params, Past, Tokens, forward, logits, tokens_after
 from ttsi_jax.model.lora import Adapter
+from ttsi_jax.model.sharding import map_rows
 
 
 class Candidates(NamedTuple):
@@ -104,12 +105,24 @@ def score_wave(
     """`score` for E inputs at once: every array has a leading axis E, but `params` and a `past` that all rows share."""
 
     with jax.named_scope("score"):
-        one = partial(score, config, params, scale=scale)
-        return jax.vmap(one, (0, 0, 0, wave_axis(past), 0))(prompts, starts, candidates, past, adapters)
+        axis = wave_axis(past)
+        own, common = (past, ()) if axis == 0 else ((), past)
+
+        def read(params: Params, common: tuple[Cache, ...], own: tuple[Cache, ...], *rows: Any) -> Scored:
+            def one(past: Past, prompt: Tokens, start: Array, names: Candidates, adapter: Adapter | None) -> Scored:
+                return score(config, params, prompt, start, names, past, adapter, scale)
+
+            return jax.vmap(one, (axis, 0, 0, 0, 0))(own or common, *rows)
+
+        return map_rows(read, (params, common), (own, prompts, starts, candidates, adapters))
 
 
 @partial(jax.jit, static_argnames=("config",))
 def prefill_wave(config: DecoderConfig, params: Params, ids: Array, lengths: Array) -> Cache:
     """Caches of B prefixes under the base: ids [B, P] right-padded, lengths [B]; every array gains a leading axis B."""
     with jax.named_scope("prefill"):
-        return jax.vmap(lambda i, n: forward(config, params, tokens_after(i, n))[1])(ids, lengths)
+
+        def read(params: Params, ids: Array, lengths: Array) -> Cache:
+            return jax.vmap(lambda i, n: forward(config, params, tokens_after(i, n))[1])(ids, lengths)
+
+        return map_rows(read, (params,), (ids, lengths))

@@ -134,7 +134,7 @@ def _decoding(config: DecoderConfig, params: Any, rows: Rows, n_steps: int, scal
     tables = SlotTables(table(jnp.int8), table(jnp.bool_), table(jnp.bool_))
     keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), wave))
     sampling = Sampling(_array((wave,), jnp.float32), _array((wave,), jnp.float32))
-    arrivals = Arrivals(rows, _ints(wave), _ints(wave), _ints())
+    arrivals = Arrivals(rows, _ints(wave), _ints(wave))
     arguments = (config, params, lanes, arrivals, script, tables, keys, sampling, _ints(), ())
     return Program(decode_wave, arguments, {"scale": scale})
 

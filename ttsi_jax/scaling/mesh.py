@@ -1,0 +1,178 @@
+# pyright: strict, reportUnknownMemberType=false, reportUnknownVariableType=false
+"""A mesh of one process's devices: which there are, and what of the base and of a wave lies on which.
+
+`data` divides the inputs of a wave, with everything that is an input's own. `model` divides the base's weights as
+Megatron-LM does (Shoeybi et al., arXiv 1909.08053): projections into heads and into the MLP by their outputs, those
+back into the stream by their inputs, so that a layer needs two sums over the devices.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from ttsi_jax.errors import InputError
+from ttsi_jax.model.cache import Cache
+from ttsi_jax.model.config import DecoderConfig
+from ttsi_jax.model.decoder import Params, abstract_params
+from ttsi_jax.model.lora import Adapter, LowRank
+from ttsi_jax.model.sharding import DATA, MODEL
+
+
+def make_mesh(text: str, wave: int | None = None) -> Mesh | None:
+    """The mesh that `data=D,model=M` means, of the first D * M devices; None where that is one device.
+
+    An axis that is not named has size 1.
+
+    Raises:
+        InputError: the text means no mesh, there are fewer devices, or D does not divide the `wave`.
+    """
+    found = dict(re.findall(rf"({DATA}|{MODEL})=([1-9]\d{{0,5}})(?:,|$)", text))
+    if text != ",".join(f"{axis}={found.get(axis)}" for axis in re.findall(r"\w+(?==)", text)) or not found:
+        raise InputError(f"--mesh is '{text}'; it must be data=D,model=M, such as data=4,model=2")
+    shape = (int(found.get(DATA, 1)), int(found.get(MODEL, 1)))
+    devices: list[Any] = jax.devices()
+    if shape[0] * shape[1] > len(devices):
+        raise InputError(f"--mesh {text} needs {shape[0] * shape[1]} devices; there are {len(devices)}")
+    if wave is not None:
+        check_wave(wave, shape[0])
+    if shape == (1, 1):
+        return None
+    return jax.make_mesh(shape, (DATA, MODEL), (AxisType.Auto,) * 2, devices=devices[: shape[0] * shape[1]])
+
+
+def check_wave(wave: int, n_data: int) -> None:
+    """Refuses waves that cannot be divided, with an InputError."""
+    if wave % n_data:
+        raise InputError(f"--wave is {wave}; with data={n_data} in --mesh it must be a multiple of {n_data}")
+
+
+def undivided(config: DecoderConfig, n_model: int) -> dict[str, str]:
+    """The weights that every device must hold whole, each with what `n_model` does not divide.
+
+    Queries are divided by heads. Where there are fewer key-value heads than devices, several devices have the queries
+    of one, and each computes its keys and values.
+
+    Raises:
+        InputError: there would be nothing left to divide but the vocabulary.
+    """
+    heads, kv_heads, found = config.n_heads, config.n_kv_heads, dict[str, str]()
+    if heads % n_model:
+        found["attention"] = f"{heads} heads"
+    elif kv_heads % n_model:
+        found["keys and values" if n_model % kv_heads == 0 else "attention"] = f"{kv_heads} key-value heads"
+    if config.mlp_size % n_model:
+        found["MLP"] = f"{config.mlp_size} MLP features"
+    if config.vocab_size % n_model:
+        found["vocabulary"] = f"{config.vocab_size} tokens"
+    if {"attention", "MLP"} <= found.keys():
+        raise InputError(f"model={n_model} in --mesh divides neither the {found['attention']} nor the {found['MLP']}")
+    return found
+
+
+def param_shardings(config: DecoderConfig, mesh: Mesh) -> Params:
+    """How the base lies: a tree like `abstract_params` of `NamedSharding`.
+
+    Raises:
+        InputError: see `undivided`.
+    """
+    axes = _axes(config, mesh)
+
+    def sharding(path: tuple[Any, ...], leaf: jax.ShapeDtypeStruct) -> NamedSharding:
+        owner, kind = ("", *(key.key for key in path))[-2:]
+        n_in, n_out = axes.get(owner or kind, (None, None))
+        spec = {"kernel": (n_in, n_out), "bias": (n_out,), "embed": (n_in, n_out)}.get(kind, ())
+        return NamedSharding(mesh, PartitionSpec(*spec))
+
+    return jax.tree_util.tree_map_with_path(sharding, abstract_params(config))
+
+
+def _axes(config: DecoderConfig, mesh: Mesh) -> dict[str, tuple[str | None, str | None]]:
+    """The mesh axes of every projection's inputs and outputs; those that are not there are whole."""
+    whole = undivided(config, mesh.shape[MODEL])
+    into, back = (None, MODEL), (MODEL, None)
+    found: dict[str, tuple[str | None, str | None]] = {}
+    if mesh.shape[MODEL] == 1:
+        return found
+    if "attention" not in whole:
+        found |= {"q": into, "o": back} | ({} if "keys and values" in whole else {"k": into, "v": into})
+    if "MLP" not in whole:
+        found |= {"gate": into, "up": into, "down": back}
+    if "vocabulary" not in whole:
+        found |= {"embed": back, "head": into}
+    return found
+
+
+def for_scales(matrix: NamedSharding, shape: tuple[int, ...]) -> NamedSharding:
+    """How the scales of a matrix in int8 lie: as its values do, but whole on an axis that they cannot be divided on."""
+    sizes = matrix.mesh.shape
+    spec = (axis if axis and n % sizes[axis] == 0 else None for axis, n in zip(matrix.spec, shape, strict=False))
+    return NamedSharding(matrix.mesh, PartitionSpec(*spec))
+
+
+def mesh_of(params: Params) -> Mesh | None:
+    """The mesh that a base lies on; None for one device."""
+    sharding = jax.tree.leaves(params)[0].sharding
+    return sharding.mesh if isinstance(sharding, NamedSharding) and isinstance(sharding.mesh, Mesh) else None
+
+
+class Layout:
+    """Where what belongs to the inputs of a wave lies: on one device, or divided over the `data` of a mesh."""
+
+    def __init__(self, config: DecoderConfig, mesh: Mesh | None = None):
+        self.mesh, self._axes = mesh, {} if mesh is None else _axes(config, mesh)
+
+    @property
+    def shape(self) -> dict[str, int] | None:
+        """The size of each axis; None for one device."""
+        return None if self.mesh is None else dict(self.mesh.shape)
+
+    @property
+    def parts(self) -> int:
+        """That a wave is divided into."""
+        return 1 if self.mesh is None else self.mesh.shape[DATA]
+
+    def current(self) -> AbstractContextManager[Any]:
+        """Makes the mesh the one that programs are for (see `ttsi_jax.model.sharding`)."""
+        return nullcontext() if self.mesh is None else jax.set_mesh(self.mesh)
+
+    def rows(self, tree: Any) -> Any:
+        """Puts arrays with a leading axis for a wave's rows where the rows are."""
+        return jax.device_put(tree, self._at(DATA))
+
+    def adapters(self, adapters: Adapter) -> Adapter:
+        """The same for adapters, whose factors are divided over `model` as the weights beside them are."""
+        if self.mesh is None:
+            return adapters
+
+        def put(name: str, factors: LowRank) -> LowRank:
+            n_in, n_out = self._axes.get(name, (None, None))
+            return LowRank(
+                jax.device_put(factors.a, self._at(DATA, n_in)), jax.device_put(factors.b, self._at(DATA, None, n_out))
+            )
+
+        return {layer: {name: put(name, own) for name, own in names.items()} for layer, names in adapters.items()}
+
+    def everywhere(self, caches: Cache) -> Cache:
+        """Caches that were made by the parts, whole in each; what `model` divides stays divided."""
+        return self._leading(caches, None)
+
+    def stack(self, caches: Sequence[Cache]) -> Cache:
+        """A wave's, from those of its rows, which are whole in every part."""
+        return self._leading(jax.tree.map(lambda *x: jnp.stack(x), *caches), DATA)
+
+    def _leading(self, caches: Cache, axis: str | None) -> Cache:
+        if self.mesh is None:
+            return caches
+        heads = self._axes.get("k", (None, None))[1]
+        keys_values = jax.device_put((caches.keys, caches.values), self._at(axis, heads))
+        return Cache(*keys_values, *jax.device_put((caches.positions, caches.segments), self._at(axis)))
+
+    def _at(self, *spec: str | None) -> NamedSharding | None:
+        return None if self.mesh is None else NamedSharding(self.mesh, PartitionSpec(*spec))
