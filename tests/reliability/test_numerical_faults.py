@@ -11,11 +11,11 @@ import pytest
 
 from reliability import faults
 from tiny_runs import ADD, EXAMPLES, MARKED, TASK, settings, task_of, tiny_model, untimed
-from ttsi_jax import algorithm
 from ttsi_jax.algorithm import Algorithm
 from ttsi_jax.batching.lanes import Prompt
 from ttsi_jax.loop import run
 from ttsi_jax.runs.record import Record
+from ttsi_jax.steps import gating
 
 MODEL = tiny_model()
 TARGET = EXAMPLES[3]
@@ -40,6 +40,8 @@ def inject(monkeypatch, stage: str, part: str, into: str, fault: float) -> list[
 
     def faulty(self, draft, *rest):
         found = list((yield from read(self, draft, *rest)))
+        if part == "read_all":
+            [found] = map(list, found)
         if draft.example == TARGET and sys._getframe(1).f_code.co_name == stage:
             hits.append(stage)
             prompt = next(place for place, own in enumerate(found) if isinstance(own, Prompt))
@@ -47,7 +49,7 @@ def inject(monkeypatch, stage: str, part: str, into: str, fault: float) -> list[
                 found[prompt - 1] = found[prompt - 1] + fault
             else:
                 found[prompt] = with_logits(found[prompt], fault)
-        return found
+        return [found] if part == "read_all" else found
 
     monkeypatch.setattr(Algorithm, part, faulty)
     return hits
@@ -79,7 +81,7 @@ def keeps_the_base(record: Record, expected: Record) -> None:
 @pytest.mark.parametrize("form", FORMS)
 def test_the_bases_own_numbers(monkeypatch, usual, form, into, fault):
     """There is no base answer to keep: the input fails by name."""
-    hits = inject(monkeypatch, "answer_with_base", "read", into, fault)
+    hits = inject(monkeypatch, "answer_with_base", "read_all", into, fault)
     found = records(form=form)
     assert (
         hits
@@ -113,10 +115,11 @@ def test_the_adapted_answer(monkeypatch, usual, form, into, fault):
     answer_after = Algorithm.answer_after
 
     def faulty(self, draft, learned):
+        [(scores, prompt)] = learned.reads
         if draft.example == TARGET and into == "scores":
-            learned = learned._replace(scores=learned.scores + fault)
+            learned = learned._replace(reads=[(scores + fault, prompt)])
         elif draft.example == TARGET:
-            learned = learned._replace(prompt=with_logits(learned.prompt, fault))
+            learned = learned._replace(reads=[(scores, with_logits(prompt, fault))])
         return (yield from answer_after(self, draft, learned))
 
     monkeypatch.setattr(Algorithm, "answer_after", faulty)
@@ -129,7 +132,7 @@ def test_the_adapted_answer(monkeypatch, usual, form, into, fault):
 
 def test_a_certainty_that_is_no_number(monkeypatch, usual):
     """The input counts as certain, and the reason is told."""
-    expected, gate_wave = usual["keys"][TARGET.id], algorithm.gate_wave
+    expected, gate_wave = usual["keys"][TARGET.id], gating.gate_wave
 
     def faulty(estimator, log_likelihoods, mask):
         probabilities, certainty = gate_wave(estimator, log_likelihoods, mask)
@@ -137,7 +140,7 @@ def test_a_certainty_that_is_no_number(monkeypatch, usual):
         assert hit.sum() <= 1
         return probabilities, np.where(hit, np.nan, certainty)
 
-    monkeypatch.setattr(algorithm, "gate_wave", faulty)
+    monkeypatch.setattr(gating, "gate_wave", faulty)
     found = records()
     record = found[TARGET.id]
     assert (record.adapted, record.uncertain, record.reason) == (False, False, "the certainty is not a number")
