@@ -11,6 +11,7 @@ from ttsi_jax.batching.waves import Waves
 from ttsi_jax.config import check
 from ttsi_jax.errors import InputError
 from ttsi_jax.loop import run
+from ttsi_jax.quality.soundness import sound
 from ttsi_jax.quality.votes import vote
 
 MODEL = tiny_model()
@@ -110,6 +111,44 @@ def test_rows_with_a_prefix_in_common_turn_their_functions_too():
     for record in found:
         assert len(record.orders_base) == 1 and record.orders_base == found[0].orders_base
     assert untimed(found)["4"] == untimed([alone])["4"]
+
+
+# Answers that cannot be right give way.
+
+
+def test_answers_that_cannot_be_right_give_way_to_those_that_can():
+    sampled = {"samples": 6, "temperature": 1.5, "top_p": 1.0}
+    plain, repaired = (records(TASK, answer={**sampled, "repair": repair}) for repair in (False, True))
+    changed = 0
+    for record, other, one in zip(repaired, plain, TASK.examples, strict=True):
+        assert record.samples_base == other.samples_base
+        texts = [other.text_base, *other.samples_base]
+        possible = [text for text in texts if sound(read_calls(text), one)]
+        if sound(read_calls(other.text_base), one) or not possible:
+            assert record.text_base == other.text_base
+        else:
+            assert record.text_base == possible[vote([*map(read_calls, possible)]) or 0]
+            changed += 1
+        if record.adapted and not sound(read_calls(record.text_adapted), one):
+            assert not any(sound(read_calls(text), one) for text in record.samples_adapted)
+    assert changed
+
+
+def test_faulty_answers_have_no_vote():
+    sampled = {"samples": 6, "temperature": 1.5, "top_p": 1.0, "vote": True, "repair": True}
+    for record, one in zip(records(TASK, answer=sampled), TASK.examples, strict=True):
+        possible = [text for text in record.samples_base if sound(read_calls(text), one)]
+        assert not possible or record.text_base in possible
+
+
+def test_a_repair_is_accepted_without_a_held_out_pair():
+    found = records(TASK, adapt={"accept": ("repairs",)})
+    reasons = {record.reason for record in found if record.reverted}
+    assert "not accepted: repairs: the base's answer needs no repair" in reasons or "no better founded" in str(reasons)
+    for record in found:
+        if record.adapted:
+            fit = record.evidence["sound"] and not record.evidence["sound_base"]
+            assert record.reverted is not fit
 
 
 # Augmented pairs.

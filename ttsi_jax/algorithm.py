@@ -90,14 +90,17 @@ class Algorithm(Writing):
         before, settings = self.warm and self.warm[0], self.config.adapt
         outcomes: list[Outcome] = yield from self.shared.once("learned", draft, self.learn_all)
         members = outcomes[: settings.adapters]
-        probabilities = np.array([self.certainty(draft, one.scores)[0] for one in members])
-        chosen = elect(members, probabilities, settings.combine)
-        own, others = outcomes[chosen], [one.said.text for one in outcomes if one is not outcomes[chosen]]
+        repair = self.config.answer.repair
+        eligible = [one for one in members if repair and self.sound(draft, one.said.text)] or members
+        probabilities = np.array([self.certainty(draft, one.scores)[0] for one in eligible])
+        own = eligible[elect(eligible, probabilities, settings.combine)]
+        others = [one.said.text for one in outcomes if one is not own]
         calls, pick = read_calls(own.said.text), draft.best(own.scores)
         scores_base = np.array(draft.record.log_likelihoods, np.float32)
         margins = self.certainty(draft, scores_base)[1], self.certainty(draft, own.scores)[1]
         agrees = same(calls, read_calls(others[0])) if others else None
-        evidence = gather(own.held_out, margins, calls, draft.example.tools, own.kl, agrees)
+        answers = read_calls(draft.record.text_base), calls
+        evidence = gather(own.held_out, margins, answers, draft.example, own.kl, agrees)
         draft.note(
             adapted=True,
             losses=own.losses.tolist(),

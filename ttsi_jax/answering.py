@@ -40,6 +40,8 @@ class AnswerConfig:
         samples: answers that are sampled beside the greedy one; pass@k counts how often one of k is right.
         vote: the answer is the one that most of the sampled ones agree with, by their calls.
         orders: answers are given under so many rotations of the tool list, and vote with the sampled ones.
+        repair: an answer that is no valid call, or has values that the request does not hold, gives way to one without
+          these faults: the one that most of the sampled ones, orders or adapters agree with. None of the faulty votes.
         temperature: of sampled answers.
         top_p: of sampled answers.
     """
@@ -50,6 +52,7 @@ class AnswerConfig:
     samples: int = 0
     vote: bool = False
     orders: int = 1
+    repair: bool = False
     temperature: float = 0.7
     top_p: float = 0.95
 

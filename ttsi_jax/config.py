@@ -14,7 +14,7 @@ from ttsi_jax.adaptation import AdaptConfig
 from ttsi_jax.answering import ANSWERERS, AnswerConfig, Answerer
 from ttsi_jax.errors import InputError
 from ttsi_jax.model.lora import TARGETS
-from ttsi_jax.quality.accept import CONDITIONS
+from ttsi_jax.quality.accept import CONDITIONS, SPEAK_FOR
 from ttsi_jax.quality.checks import CHECKS
 from ttsi_jax.quality.confidence import CALL_ESTIMATORS, CallEstimator
 from ttsi_jax.rules import LOSSES, RULES
@@ -206,8 +206,10 @@ def check(config: RunConfig) -> None:
                 raise InputError(f"--{option} is {name!r}; it must be one of {', '.join(known)}")
     if "schema" not in config.synthesis.checks:
         raise InputError("--synthesis.checks lacks schema: only a pair with one valid call can be learned from")
-    if config.adapt.accept and not ("sibling" in config.adapt.accept and synthesis.held_out):
-        raise InputError("--adapt.accept needs sibling and --synthesis.held-out: nothing else speaks for an adapter")
+    if adapt.accept and not SPEAK_FOR.keys() & set(adapt.accept):
+        raise InputError(f"--adapt.accept needs {' or '.join(SPEAK_FOR)}: nothing else speaks for an adapter")
+    if "sibling" in adapt.accept and not synthesis.held_out:
+        raise InputError("--adapt.accept sibling needs --synthesis.held-out: a pair that is not trained on")
     if config.adapt.reset == "never" and config.wave != 1:
         raise InputError(f"--adapt.reset never takes inputs one after another: --wave is {config.wave}; it must be 1")
     if config.adapt.stop_rising and not config.synthesis.held_out:

@@ -17,7 +17,7 @@ from ttsi_jax.runs.record import Record, from_json, to_json
 from ttsi_jax.synthesis import Synthetic
 from ttsi_jax.tasks import Call
 
-GOOD = Evidence(2.0, 1.0, True, 0.5, 0.9, 0.01, True)
+GOOD = Evidence(2.0, 1.0, True, 0.5, 0.9, 0.01, True, sound_base=False, sound=True)
 EVERY = tuple(CONDITIONS)
 INF, NAN = float("inf"), float("nan")
 
@@ -36,6 +36,8 @@ def test_good_evidence_holds_and_none_at_all_does_not(name):
         ("valid", {"valid": False}, "not a valid call"),
         ("margin", {"margin": 0.2}, "fell from 0.5 to 0.2"),
         ("kl", {"kl": 0.3}, "0.3 nats per token away"),
+        ("repairs", {"sound_base": True}, "needs no repair"),
+        ("repairs", {"sound_base": None}, "was not judged"),
         ("seeds", {"seeds_agree": False}, "answers otherwise"),
         ("seeds", {"seeds_agree": None}, "no adapter of another seed"),
     ],
@@ -48,11 +50,15 @@ def test_one_condition_that_fails_reverts_and_is_named(name, changes, why):
 
 
 def test_evidence_is_gathered():
-    call, wrong = Call("add", {"a": 1, "b": 2}), Call("add", {"a": 1})
-    assert gather((2.0, 1.0), (0.5, 0.9), [call], (ADD,), 0.01, True) == GOOD
-    assert gather(None, (NAN, INF), [call, wrong], (ADD,)) == Evidence(valid=False)
-    assert gather((NAN, 1.0), (None, 0.5), None, (ADD,)) == Evidence(None, 1.0, False, None, 0.5)
-    assert gather(None, (0.1, 0.2), [], (ADD,)).valid is False
+    call, wrong, made_up = Call("add", {"a": 1, "b": 2}), Call("add", {"a": 1}), Call("add", {"a": 1, "b": 77})
+    one = EXAMPLES[0]  # What is 1 and 2?
+    assert gather((2.0, 1.0), (0.5, 0.9), ([made_up], [call]), one, 0.01, True) == GOOD
+    unsound = {"sound_base": False, "sound": False}
+    assert gather(None, (NAN, INF), (None, [call, wrong]), one) == Evidence(valid=False, **unsound)
+    assert gather((NAN, 1.0), (None, 0.5), (None, None), one) == Evidence(None, 1.0, False, None, 0.5, **unsound)
+    assert gather(None, (0.1, 0.2), ([call], []), one) == Evidence(
+        None, None, False, 0.1, 0.2, sound_base=True, sound=False
+    )
 
 
 @given(st.builds(Evidence, *[st.none() | st.floats(0, 9)] * 2, st.none() | st.booleans()), st.floats(0, 1))
@@ -60,13 +66,15 @@ def test_rising_confidence_alone_is_never_enough(found, before):
     """Every rule needs more than the margin, whatever the margin does."""
     surer = found._replace(margin_base=before, margin=1.0)
     fell = None not in found[:2] and found.sibling_loss < found.sibling_loss_base
+    repairs = found.sound_base is False and found.sound
     for rule in rules():
-        assert fell or revert_reason(surer, rule)
+        assert fell or repairs or revert_reason(surer, rule)
+        assert "repairs" not in rule or revert_reason(surer._replace(sound_base=True), rule)
 
 
 @given(st.sets(st.sampled_from(EVERY)), st.sampled_from(EVERY), st.booleans(), st.floats(0, 9), st.floats(0, 1))
 def test_a_further_condition_never_accepts_more(rule, more, valid, loss, margin):
-    found = Evidence(1.0, loss, valid, 0.5, margin, margin / 5, valid)
+    found = Evidence(1.0, loss, valid, 0.5, margin, margin / 5, valid, not valid, valid)
     if revert_reason(found, sorted(rule)):
         assert revert_reason(found, sorted(rule | {more}))
 
@@ -74,7 +82,8 @@ def test_a_further_condition_never_accepts_more(rule, more, valid, loss, margin)
 @pytest.mark.parametrize("accept", [("sibling",), ("valid",), ("luck", "sibling")])
 def test_rules_that_cannot_be(accept):
     config = RunConfig(adapt=replace(RunConfig().adapt, accept=accept))
-    with pytest.raises(InputError, match="--adapt.accept (needs sibling and --synthesis.held-out|is 'luck')"):
+    refused = "--adapt.accept (sibling needs --synthesis.held-out|needs sibling or repairs|is 'luck')"
+    with pytest.raises(InputError, match=refused):
         check(config)
 
 
@@ -96,7 +105,8 @@ def test_a_rule_is_evaluated_afterwards():
     assert rules(("sibling", "valid", "margin")) == [
         ("sibling",), ("sibling", "valid"), ("sibling", "margin"), ("sibling", "valid", "margin"),
     ]  # fmt: skip
-    assert len(rules()) == 2 ** (len(EVERY) - 1)
+    assert rules(("repairs", "sound")) == [("repairs",), ("repairs", "sound")]
+    assert len(rules()) == 3 * 2 ** (len(EVERY) - 2), "one of two speaks for the adapter, or both"
 
 
 def test_the_cases_of_a_run():
@@ -135,6 +145,7 @@ def test_evidence_is_recorded_and_the_held_out_pair_is_not_trained_on(measured):
             assert record.evidence == {}
             continue
         assert not {"kl", "seeds_agree"} & record.evidence.keys(), "nobody asked"
+        assert {"sound_base", "sound"} <= record.evidence.keys(), "which costs nothing"
         found = Evidence(**record.evidence)
         assert len(record.losses) == 3 and not record.reverted
         assert found.margin_base == record.uncertainty and 0 <= found.margin <= 1

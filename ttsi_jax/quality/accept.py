@@ -1,9 +1,10 @@
 """Accept or revert: whether an adapted answer replaces the base's, decided per input and without a label.
 
 A condition is a pure function of the evidence that was recorded about one input; it gives the reason to revert, or
-None. `sibling` can speak for the adapter, since it looks at an example that was not trained on; the others can only
-speak against it. A rule is a set of conditions that must all hold, and one without `sibling` is refused: an adapter
-trained on its own label raises the model's confidence in that label whether it is right or wrong.
+None. Two can speak for the adapter: `sibling` looks at an example that was not trained on, and `repairs` at what the
+request itself holds. The others can only speak against it. A rule is a set of conditions that must all hold, and one
+without any of the two is refused: an adapter trained on its own label raises the model's confidence in that label
+whether it is right or wrong.
 """
 
 from __future__ import annotations
@@ -14,9 +15,11 @@ from typing import NamedTuple
 
 import numpy as np
 
+from ttsi_jax.quality.agreement import Answer
+from ttsi_jax.quality.soundness import sound as is_sound
 from ttsi_jax.runs.record import Record
 from ttsi_jax.runs.scores import read_plain
-from ttsi_jax.tasks import Call, Task, Tool, call_correct, check_call
+from ttsi_jax.tasks import Example, Task, call_correct, check_call
 
 COLLAPSE = 0.5  # the share of the base's margin below which the adapter's has collapsed
 NEAR = 0.1  # nats per token that the adapted model may be away from the base on the prompt
@@ -32,27 +35,31 @@ class Evidence(NamedTuple):
     margin: float | None = None  # the same with the adapter
     kl: float | None = None  # KL(adapted || base) on the input's prompt, nats per token
     seeds_agree: bool | None = None  # whether an adapter of another seed makes the same calls
+    sound_base: bool | None = None  # see `ttsi_jax.quality.soundness`
+    sound: bool | None = None  # the same with the adapter
 
     def record(self) -> dict[str, float | bool | None]:
         """As it stands in a run's records: what was not asked to be measured is left out."""
-        optional = {name for name in ("kl", "seeds_agree") if getattr(self, name) is None}
+        optional = {name for name in ("kl", "seeds_agree", "sound_base", "sound") if getattr(self, name) is None}
         return {name: value for name, value in self._asdict().items() if name not in optional}
 
 
 def gather(
     sibling_losses: tuple[float, float] | None,
     margins: tuple[float | None, float],
-    calls: Sequence[Call] | None,
-    tools: Sequence[Tool],
+    answers: tuple[Answer, Answer],
+    example: Example,
     kl: float | None = None,
     seeds_agree: bool | None = None,
 ) -> Evidence:
-    """The evidence on an input: a held-out example's losses and the gate's certainties (of the base, with the adapter),
-    the adapted answer's calls, and what else was measured."""
-    valid = bool(calls) and all(check_call(call, tools) is None for call in calls or ())
+    """The evidence on an input: a held-out example's losses, the gate's certainties and the answers (each of the base,
+    and with the adapter), and what else was measured."""
+    calls = answers[1]
+    valid = bool(calls) and all(check_call(call, example.tools) is None for call in calls or ())
     before, after = map(_finite, sibling_losses or (None, None))
     margin_base, margin = map(_finite, margins)
-    return Evidence(before, after, valid, margin_base, margin, _finite(kl), seeds_agree)
+    judged = [is_sound(answer, example) for answer in answers]
+    return Evidence(before, after, valid, margin_base, margin, _finite(kl), seeds_agree, *judged)
 
 
 Condition = Callable[[Evidence], str | None]
@@ -64,6 +71,18 @@ def sibling(evidence: Evidence) -> str | None:
     if before is None or after is None:
         return "the loss on a sibling example was not measured"
     return None if after < before else f"the loss on a sibling example went from {before:.3g} to {after:.3g}"
+
+
+def repairs(evidence: Evidence) -> str | None:
+    """The base's answer could not be right, and the adapted one can."""
+    if evidence.sound_base or evidence.sound_base is None:
+        return "the base's answer needs no repair" if evidence.sound_base else "the base's answer was not judged"
+    return None if evidence.sound else "the adapted answer is no better founded than the base's"
+
+
+def sound(evidence: Evidence) -> str | None:
+    """The adapted answer is a valid call, and the request holds its values."""
+    return None if evidence.sound else "the request does not hold the adapted answer's values, or it is no valid call"
 
 
 def valid(evidence: Evidence) -> str | None:
@@ -93,13 +112,21 @@ def seeds(evidence: Evidence) -> str | None:
     return None if evidence.seeds_agree else "an adapter of another seed answers otherwise"
 
 
-CONDITIONS: dict[str, Condition] = {"sibling": sibling, "valid": valid, "margin": margin, "kl": kl, "seeds": seeds}
+SPEAK_FOR: dict[str, Condition] = {"sibling": sibling, "repairs": repairs}  # of which a rule needs one
+CONDITIONS: dict[str, Condition] = SPEAK_FOR | {
+    "valid": valid,
+    "sound": sound,
+    "margin": margin,
+    "kl": kl,
+    "seeds": seeds,
+}
 
 
 def rules(names: Iterable[str] = CONDITIONS) -> list[tuple[str, ...]]:
     """All rules of these conditions that can accept anything."""
-    vetoes = [name for name in names if name != "sibling"]
-    return [("sibling", *some) for n in range(len(vetoes) + 1) for some in combinations(vetoes, n)]
+    names = list(names)
+    chosen = (some for n in range(1, len(names) + 1) for some in combinations(names, n))
+    return [some for some in chosen if SPEAK_FOR.keys() & set(some)]
 
 
 def revert_reason(evidence: Evidence, rule: Sequence[str]) -> str | None:

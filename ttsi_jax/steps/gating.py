@@ -15,6 +15,7 @@ from ttsi_jax.checkpoints import LanguageModel
 from ttsi_jax.config import Parts, RunConfig
 from ttsi_jax.model.generation import Sampling
 from ttsi_jax.quality.confidence import CallEstimator
+from ttsi_jax.quality.soundness import sound
 from ttsi_jax.quality.thresholds import NONE
 from ttsi_jax.quality.votes import vote
 from ttsi_jax.runs.record import Record
@@ -89,6 +90,15 @@ class Gating(Asking):
         texts = yield Together(parts)
         greedy, samples = [own[0] for own in texts], [text for own in texts for text in own[1:]]
         voters = (greedy if len(greedy) > 1 else []) + (samples if settings.vote else [])
+        if settings.repair:
+            faultless = [text for text in voters if self.sound(draft, text)]
+            if not (faultless or self.sound(draft, greedy[0])):
+                faultless = [text for text in samples if self.sound(draft, text)]
+            voters = faultless or voters
         winner = vote([*map(read_calls, voters)], read_calls(greedy[0]))
         text = greedy[0] if winner is None or greedy[0] is None else voters[winner]
         return Answered(text, samples, greedy[1:])
+
+    def sound(self, draft: Draft, text: str | None) -> bool:
+        """Whether an answer can be right at all."""
+        return sound(read_calls(text), draft.example)

@@ -1,0 +1,16 @@
+"""Whether an answer can be right at all, judged by the request alone: no label and no confidence comes into it."""
+
+from __future__ import annotations
+
+from ttsi_jax.quality.agreement import Answer
+from ttsi_jax.quality.grounding import ungrounded
+from ttsi_jax.tasks import Example, check_call
+
+
+def sound(answer: Answer, example: Example) -> bool:
+    """Whether an answer is valid calls of the input's functions, with values that its messages hold."""
+    said = "\n".join(message["content"] for message in example.messages if message["role"] != "system")
+    return bool(answer) and all(
+        check_call(call, example.tools) is None and ungrounded(call, said, example.tools) is None
+        for call in answer or ()
+    )
