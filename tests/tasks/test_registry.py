@@ -64,7 +64,8 @@ def test_where_named_tasks_are_looked_for(tmp_path, monkeypatch):
     assert load_task("sealtools").examples[0].query == "data"
     monkeypatch.setenv("TTSI_DATA", str(tmp_path / "environment"))
     assert load_task("sealtools").examples[0].query == "environment"
-    assert load_task("sealtools", data_dir=tmp_path / "argument").examples[0].query == "argument"
+    for folder in (tmp_path / "argument", "argument"):
+        assert load_task("sealtools", data_dir=folder).examples[0].query == "argument"
 
 
 def test_a_missing_file_says_how_to_get_it(tmp_path):

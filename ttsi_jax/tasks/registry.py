@@ -53,7 +53,7 @@ class TaskInfo:
         return "; ".join(filter(None, (told, self.remarks)))
 
 
-def load_task(task: str, *, data_dir: Path | None = None, limit: int | None = None) -> Task:
+def load_task(task: str, *, data_dir: str | Path | None = None, limit: int | None = None) -> Task:
     """Loads a task.
 
     Args:
@@ -96,7 +96,7 @@ def find_published(task: str) -> Published:
     raise InputError(f"unknown task {task!r}{hint}; a task is a .jsonl or .json file or one of {', '.join(TASK_NAMES)}")
 
 
-def file_of(task: str, data_dir: Path | None) -> Path:
+def file_of(task: str, data_dir: str | Path | None) -> Path:
     """Where the file of a named task is looked for; see `load_task`.
 
     Raises:
@@ -105,7 +105,7 @@ def file_of(task: str, data_dir: Path | None) -> Path:
     file = find_published(task).file
     if file is None:
         raise InputError(f"{task} comes with a package, not as a file: {INSTALL}")
-    return (data_dir if data_dir is not None else Path(os.environ.get("TTSI_DATA") or "data")) / file
+    return Path(data_dir if data_dir is not None else os.environ.get("TTSI_DATA") or "data") / file
 
 
 def describe_tasks(data_dir: Path | None = None) -> list[TaskInfo]:
@@ -132,7 +132,7 @@ def _first_usable(examples: Sequence[Example], limit: int) -> tuple[Example, ...
     return tuple(example for example, before in zip(examples, usable_before, strict=False) if before < limit)
 
 
-def _find(task: str, data_dir: Path | None) -> Path:
+def _find(task: str, data_dir: str | Path | None) -> Path:
     path = file_of(task, data_dir)
     if not path.is_file():
         raise InputError(
