@@ -153,11 +153,10 @@ class Writing(Gating):
         if pair.reason is None:
             try:
                 sequence = self.training_pair(draft, pair)
-                sequence = sequence._replace(copies=self.copies(draft, pair))
                 if len(draft.pairs) < self.config.synthesis.k:
                     if self.in_context:
                         draft.shown = [*draft.shown, (pair.asked(), pair.calls)]
-                    draft.pairs.append(sequence)
+                    draft.pairs.append(sequence._replace(copies=self.copies(draft, pair)))
                 else:
                     draft.held_out = sequence
             except InputError as error:
