@@ -144,7 +144,7 @@ def test_faulty_answers_have_no_vote():
 def test_a_repair_is_accepted_without_a_held_out_pair():
     found = records(TASK, adapt={"accept": ("repairs",)})
     reasons = {record.reason for record in found if record.reverted}
-    assert "not accepted: repairs: the base's answer needs no repair" in reasons or "no better founded" in str(reasons)
+    assert reasons and all(reason.startswith("not accepted: repairs: ") for reason in reasons)
     for record in found:
         if record.adapted:
             fit = record.evidence["sound"] and not record.evidence["sound_base"]

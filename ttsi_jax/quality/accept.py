@@ -77,7 +77,11 @@ def repairs(evidence: Evidence) -> str | None:
     """The base's answer could not be right, and the adapted one can."""
     if evidence.sound_base or evidence.sound_base is None:
         return "the base's answer needs no repair" if evidence.sound_base else "the base's answer was not judged"
-    return None if evidence.sound else "the adapted answer is no better founded than the base's"
+    return (
+        None
+        if evidence.sound
+        else "the adapted answer cannot be right either: the request does not hold its values, or it is no valid call"
+    )
 
 
 def sound(evidence: Evidence) -> str | None:
