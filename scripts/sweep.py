@@ -43,15 +43,8 @@ from ttsi_jax.runs.table import Rows, rendered, shown
 from ttsi_jax.scaling.mesh import make_mesh
 from ttsi_jax.tasks import load_task
 
-NOT_NAMED = (
-    "model",
-    "task",
-    "data",
-    "dtype",
-    "out",
-    "compile-cache",
-    "mesh",
-)  # these do not come into a cell's name as such
+# These do not come into a cell's name as such.
+NOT_NAMED = ("model", "task", "data", "dtype", "out", "compile-cache", "mesh")
 Options = dict[str, str | None]  # without the dashes; None for a switch
 messages, output = Console(stderr=True), Console()
 
