@@ -16,6 +16,7 @@ arguments; 130 interrupted.
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 import sys
@@ -45,6 +46,7 @@ from ttsi_jax.tasks import load_task
 
 # These do not come into a cell's name as such.
 NOT_NAMED = ("model", "task", "data", "dtype", "out", "compile-cache", "mesh")
+LONGEST_NAME = 180  # characters; file systems take 255 bytes
 Options = dict[str, str | None]  # without the dashes; None for a switch
 messages, output = Console(stderr=True), Console()
 
@@ -122,6 +124,8 @@ def cell_of(options: Options, out: Path) -> Cell:
     named = {name: value for name, value in sorted(options.items()) if name not in (*NOT_NAMED, "method", "seed")}
     words += [re.sub(r"[^\w.+-]+", "-", f"{name}={value or 'on'}".replace("=", "-")) for name, value in named.items()]
     name = ".".join([*words, f"seed-{args.seed}"])
+    if len(name) > LONGEST_NAME:
+        name = f"{name[:LONGEST_NAME]}+.{hashlib.sha256(name.encode()).hexdigest()[:8]}"
     return Cell(name, replace(args, out=out / name))
 
 

@@ -100,7 +100,7 @@ class Algorithm(Writing):
         margins = self.certainty(draft, scores_base)[1], self.certainty(draft, own.scores)[1]
         agrees = same(calls, read_calls(others[0])) if others else None
         answers = read_calls(draft.record.text_base), calls
-        evidence = gather(own.held_out, margins, answers, draft.example, own.kl, agrees)
+        evidence = gather(own.held_out, margins, answers, draft.example, own.kl, agrees, self.required(draft))
         draft.note(
             adapted=True,
             losses=own.losses.tolist(),

@@ -12,7 +12,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -42,6 +42,9 @@ class AnswerConfig:
         orders: answers are given under so many rotations of the tool list, and vote with the sampled ones.
         repair: an answer that is no valid call, or has values that the request does not hold, gives way to one without
           these faults: the one that most of the sampled ones, orders or adapters agree with. None of the faulty votes.
+        judge: what an answer is judged by, for `repair` and for conditions that ask whether it is sound: the `values`
+          that the request must hold; `channel`: also its function, which must be the one that makes the request
+          likeliest.
         temperature: of sampled answers.
         top_p: of sampled answers.
     """
@@ -53,6 +56,7 @@ class AnswerConfig:
     vote: bool = False
     orders: int = 1
     repair: bool = False
+    judge: Literal["values", "channel"] = "values"
     temperature: float = 0.7
     top_p: float = 0.95
 

@@ -75,6 +75,11 @@ class RunConfig:
         return n_pairs * (1 + len(self.synthesis.augment))
 
     @property
+    def asks_channel(self) -> bool:
+        """Whether functions are also judged by how likely they make a request (see `Asking.request_likelihoods`)."""
+        return "channel" in (self.gate.score, self.answer.judge, self.synthesis.label, *self.synthesis.checks)
+
+    @property
     def synthesis_form(self) -> str:
         """`pair` or `request`: what the form `auto` comes to."""
         auto = "request" if self.answer.form == "keys" else "pair"

@@ -31,13 +31,15 @@ class GateConfig:
         calibration: with tau `auto`, how many inputs it is chosen by, the task's first; 0 are all.
         labelled: with tau `auto`, directory of a finished run over labelled inputs, made with --gate.select all: the
           tau that would have gained most there.
-        score: a candidate's score is the `sum` of its tokens' log-probabilities, or their `mean`.
+        score: a candidate's score is the `sum` of its tokens' log-probabilities, or their `mean`. `channel`: the
+          log-likelihood of the request, given the function's description alone: the noisy channel
+          (see docs/quality.md).
     """
 
     tau: float | Literal["auto"] = 0.95
     select: Literal["uncertain", "certain", "all"] = "uncertain"
     estimator: str = "margin"
-    score: Literal["sum", "mean"] = "sum"
+    score: Literal["sum", "mean", "channel"] = "sum"
     samples: int = 4
     budget: float = 1.0
     calibration: int = 0

@@ -10,7 +10,7 @@ from ttsi_jax.tasks import Call
 SUM = Call("add", {"a": 4, "b": 5})
 GOOD = Synthetic("What is 4 plus 5?", (SUM,))
 SEED = Evidence("What's 5 + 6, please?", (ADD, GREET, ORDER), told="Write different requests for the same function.")
-FULL = SEED._replace(reread=[SUM], relabelled=[[SUM], [SUM], None])
+FULL = SEED._replace(reread=[SUM], relabelled=[[SUM], [SUM], None], function="add")
 
 
 def reason(name, pair=GOOD, **evidence):
@@ -68,11 +68,13 @@ def test_grounded_round_trip_and_agreement():
     assert reason("round-trip", reread=[Call("add", {"a": 4.0, "b": "5"})]) is None  # values are normalised
     assert "another call" in reason("round-trip", reread=[Call("add", {"a": 4, "b": 6})])
     assert reason("agreement", relabelled=[[SUM], None]) == "50% of 2 labels agree"
+    assert reason("channel", function="greet") == "the request is likelier for 'greet'"
 
 
 def test_evidence_that_was_not_gathered_speaks_for_nothing():
     assert examine(GOOD, SEED, ["round-trip"]).reason
     assert examine(GOOD, SEED, ["agreement"]).reason
+    assert examine(GOOD, SEED, ["channel"]).reason
 
 
 def test_the_first_check_that_fails_gives_the_reason_and_only_those_switched_on_are_made():

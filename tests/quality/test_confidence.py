@@ -94,9 +94,10 @@ def test_estimators_of_a_reply():
     assert found == {
         "sequence": pytest.approx(0.036), "token": pytest.approx(0.036 ** (1 / 6)),
         "meaningful": pytest.approx(0.072**0.25), "least-argument": pytest.approx(0.1),
-        "consistency": 0.5, "consistent-margin": pytest.approx(0.4),
+        "consistency": 0.5, "consistent-margin": pytest.approx(0.4), "soundness": 1.0,
     }  # fmt: skip
     assert CALL_ESTIMATORS["consistency"].certainty(reply(answers=[None, TWO])) == 0.0
+    assert CALL_ESTIMATORS["soundness"].certainty(reply(sound=False)) == 0.0
     assert self_consistency([ONE, TWO, ONE, None], TWO) == 0.25
 
 

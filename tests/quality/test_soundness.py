@@ -28,6 +28,12 @@ def test_valid_calls_whose_values_the_request_holds(answer, expected):
     assert sound(answer, ADD_ONE_AND_TWO) is expected
 
 
+def test_the_function_that_an_answer_must_call():
+    right = [Call("add", {"a": 1, "b": 2})]
+    assert sound(right, ADD_ONE_AND_TWO, "add") and not sound(right, ADD_ONE_AND_TWO, "greet")
+    assert not sound(None, ADD_ONE_AND_TWO, "add") and not sound([], ADD_ONE_AND_TWO, "add")
+
+
 def test_the_whole_conversation_counts_but_for_system_turns():
     turns = [("system", "Call me Alfred"), ("user", "Greet someone"), ("assistant", "Whom?"), ("user", "Bo")]
     one = replace(example("x", ""), messages=tuple({"role": role, "content": said} for role, said in turns))

@@ -25,7 +25,7 @@ from ttsi_jax.runs.scores import begun, scored
 from ttsi_jax.synthesis import PairSource, Synthesizer
 from ttsi_jax.tasks import Call, Example, Tool
 from ttsi_jax.tasks.pieces import name_text
-from ttsi_jax.tasks.prompts import OPENING, PromptEncoder, answer_messages, render_tools, synthesis_messages
+from ttsi_jax.tasks.prompts import OPENING, PromptEncoder, answer_messages, asked, render_tools, synthesis_messages
 
 PREFIX_STEP, SUFFIX_STEP = 32, 16  # lengths are rounded up to these
 CHARACTERS_PER_TOKEN = 16  # more than a text has, on average
@@ -49,6 +49,7 @@ class Draft:
     key: Array
     record: Record
     orders: tuple[Ids, ...] = ()  # the prefix with the functions in other orders
+    channel_shape: Shape = Shape(0, 0, 0, 0)  # of the noisy channel's prompts, where a setting asks for it
     shape: Shape = Shape(0, 0, 0, 0)  # see `assign_shapes`
     pairs: list[Pair] = field(default_factory=list)
     held_out: Pair | None = None  # not trained on
@@ -130,6 +131,7 @@ def prepare(
         if isinstance(synthesizer, Synthesizer):
             instruction, opening = synthesizer.prompt(example)
             request = encoder.suffix(example, synthesis_messages(example, instruction), prefix, opening)
+        channel = channel_shape(example, encoder) if config.asks_channel else Shape(0, 0, 0, 0)
     except InputError as error:
         return replace(record, error=str(error))
     record = replace(record, n_prompt_tokens=len(prefix) + len(answer))
@@ -139,12 +141,21 @@ def prepare(
     room = max(len(opened), len(request), without_query + config.synthesis.max_tokens)
     n_decoded = max(config.answer.max_tokens, *map(len, names))
     longest = max(map(len, (prefix, *orders))) + max(len(opened), len(request)) + n_decoded
+    longest = max(longest, channel.prefix + channel.suffix + channel.name)
     if longest > context_length:
         n_prompt = record.n_prompt_tokens
         error = f"the prompt has {n_prompt} tokens and {n_decoded} may follow; the model's context is {context_length}"
         return replace(record, error=error)
     key = example_key(config.seed, example.id)
-    return Draft(example, prefix, answer, opened, request, names, room, key, record, orders)
+    return Draft(example, prefix, answer, opened, request, names, room, key, record, orders, channel_shape=channel)
+
+
+def channel_shape(example: Example, encoder: PromptEncoder) -> Shape:
+    """The lengths of the noisy channel's prompts for an input's functions, which begin alike. Raises what
+    `PromptEncoder.channel` does."""
+    prompts = [encoder.channel(tool) for tool in example.tools]
+    before = prompts[0][0]
+    return Shape(len(before), max(len(rest) for _, rest in prompts), 1, len(encoder.fragment(asked(example))), before)
 
 
 def other_orders(example: Example, answer: Ids, encoder: PromptEncoder, n: int) -> tuple[Ids, ...]:
@@ -180,8 +191,16 @@ def assign_shapes(drafts: Sequence[Draft], wave: int, passes: int = 1) -> None:
             max(len(draft.names) for draft in own),
             max(len(name) for draft in own for name in draft.names),
         )
+        channel = Shape(
+            _round_up(max(draft.channel_shape.prefix for draft in own), PREFIX_STEP),
+            _round_up(max(draft.channel_shape.suffix for draft in own), PREFIX_STEP),
+            1,
+            _round_up(max(draft.channel_shape.name for draft in own), SUFFIX_STEP),
+            own[0].channel_shape.common,
+        )
         for draft in own:
             draft.shape = shape._replace(common=draft.prefix if counts[draft.prefix] >= 2 * wave else ())
+            draft.channel_shape = channel
 
 
 def length_buckets(lengths: Sequence[int], most: int = 3, cost: int = BUCKET_COST) -> tuple[int, ...]:

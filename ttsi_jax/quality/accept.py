@@ -51,14 +51,15 @@ def gather(
     example: Example,
     kl: float | None = None,
     seeds_agree: bool | None = None,
+    function: str | None = None,
 ) -> Evidence:
     """The evidence on an input: a held-out example's losses, the gate's certainties and the answers (each of the base,
-    and with the adapter), and what else was measured."""
+    and with the adapter), and what else was measured. `function` is the one that a sound answer must call, if any."""
     calls = answers[1]
     valid = bool(calls) and all(check_call(call, example.tools) is None for call in calls or ())
     before, after = map(_finite, sibling_losses or (None, None))
     margin_base, margin = map(_finite, margins)
-    judged = [is_sound(answer, example) for answer in answers]
+    judged = [is_sound(answer, example, function) for answer in answers]
     return Evidence(before, after, valid, margin_base, margin, _finite(kl), seeds_agree, *judged)
 
 

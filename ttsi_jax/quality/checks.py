@@ -29,6 +29,7 @@ class Evidence(NamedTuple):
     told: str = ""  # the instruction that the model was given, which it may have echoed
     reread: Answer = None  # the model's own answer to the pair's request
     relabelled: Sequence[Answer] = ()  # n sampled answers to it
+    function: str | None = None  # the one that makes the pair's request likeliest
 
 
 Check = Callable[[Synthetic, Evidence], str | None]
@@ -74,14 +75,21 @@ def agreement_of_labels(pair: Synthetic, evidence: Evidence) -> str | None:
     return None if share > AGREEING else f"{share:.0%} of {len(evidence.relabelled)} labels agree"
 
 
+def channel(pair: Synthetic, evidence: Evidence) -> str | None:
+    """The call's function is the one that makes the request likeliest (noisy channel: Min et al., 2108.04106)."""
+    called = pair.calls[0].name
+    return None if called == evidence.function else f"the request is likelier for '{evidence.function}'"
+
+
 CHECKS: dict[str, Check] = {  # in the order in which they are made
     "schema": schema,
     "copy": copy,
     "grounded": grounded,
     "round-trip": round_trip,
+    "channel": channel,
     "agreement": agreement_of_labels,
 }
-ASKING = ("round-trip", "agreement")  # those for which the model answers the pair's request again
+ASKING = ("round-trip", "channel", "agreement")  # those for which the model is asked the pair's request again
 
 
 def examine(pair: Synthetic, evidence: Evidence, names: Sequence[str] = tuple(CHECKS)) -> Synthetic:

@@ -103,6 +103,7 @@ class Reply(NamedTuple):
     roles: Sequence[int]  # [M], see `CallTokens`
     calls: Answer
     answers: Sequence[Answer]  # sampled ones
+    sound: bool = True  # whether the answer can be right at all, see `ttsi_jax.quality.soundness`
 
 
 class CallEstimator(NamedTuple):
@@ -136,4 +137,5 @@ CALL_ESTIMATORS = {
     "consistent-margin": CallEstimator(
         lambda reply: float(np.clip(reply.margin, 0, 1)) * self_consistency(reply.answers, reply.calls), samples=True
     ),
+    "soundness": CallEstimator(lambda reply: float(reply.sound)),
 }

@@ -43,7 +43,7 @@ class Record:
     Fields that a run did not get to keep their defaults: None, False or empty. `*_base` is what the base model gives;
     the same name without the suffix is the final outcome, which is the base's for an input that was not adapted.
     `uncertainty` is the gate's certainty: 1 is sure, and below tau the input is uncertain. `log_likelihoods` are means
-    over tokens where the run asked for that.
+    over tokens, or `channel`, where the run asked for that.
     `seconds` holds the seconds that this input took per stage: score, synthesize, adapt, answer; `tokens` the tokens
     that it had the model read (cached prefixes too), train on and write there. `fingerprint` is equal in duplicates,
     and `unmatchable` says why no answer can be right. `calls` is None for an answer that cannot be read as calls; where
@@ -57,6 +57,7 @@ class Record:
     candidates: list[str] = field(default_factory=list)
     fingerprint: str | None = None
     log_likelihoods: list[float | None] = field(default_factory=list)
+    channel: list[float | None] = field(default_factory=list)  # log P(request | function), where that was asked
     probabilities: list[float | None] = field(default_factory=list)
     uncertainty: float | None = None
     uncertain: bool | None = None

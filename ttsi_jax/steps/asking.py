@@ -11,7 +11,7 @@ from ttsi_jax.answering import Answerer
 from ttsi_jax.batching.inputs import ANSWER, Draft
 from ttsi_jax.batching.lanes import GREEDY, Prompt, Said, Work
 from ttsi_jax.batching.schedule import Decode, Score, Together, Wanting
-from ttsi_jax.batching.waves import Ids, Row
+from ttsi_jax.batching.waves import Ids, Row, bucket
 from ttsi_jax.checkpoints import LanguageModel
 from ttsi_jax.config import Parts, RunConfig
 from ttsi_jax.guided.masks import Grammars, Guide
@@ -50,7 +50,31 @@ class Asking:
         draft.count(stage, said.n_tokens)
         return said
 
+    def request_likelihoods(self, draft: Draft, request: str, stage: str, tools: Sequence[Tool] = ()) -> Wanting:
+        """log P(request | function) of each of these functions (by default the input's), float32 [N] in nats: the noisy
+        channel.
+
+        A small model tells what was asked for from what it could have been asked for much better than it writes the
+        function's name after a list of all (Min et al., arXiv 2108.04106).
+        """
+        asked, prompts = self.encoder.fragment(request), [*map(self.encoder.channel, tools or draft.example.tools)]
+        shape = draft.channel_shape._replace(
+            suffix=bucket(max(len(rest) for _, rest in prompts), draft.channel_shape.suffix),
+            name=bucket(len(asked), draft.channel_shape.name),
+        )
+
+        def read(row: Row) -> Wanting:
+            log_likelihoods, _ = yield Score(draft, stage, row, [asked])
+            draft.count(stage, len(row.prefix) + len(row.suffix) + len(asked))
+            return float(log_likelihoods[0])
+
+        rows = [Row(before, rest, len(rest), draft.key, shape) for before, rest in prompts]
+        return np.array((yield Together([read(row) for row in rows])), np.float32)
+
     def scores(self, draft: Draft, log_likelihoods: np.ndarray) -> np.ndarray:
+        """The candidates' scores [N] float32 after the input's own prompt, from their log-likelihoods."""
+        if self.config.gate.score == "channel":
+            return np.array(draft.record.channel, np.float32)
         if self.config.gate.score == "sum":
             return log_likelihoods
         return log_likelihoods / np.array([len(name) for name in draft.names], np.float32)

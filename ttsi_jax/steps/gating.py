@@ -23,7 +23,7 @@ from ttsi_jax.runs.scores import plain
 from ttsi_jax.steps.asking import Asking
 from ttsi_jax.steps.outcome import Answered
 from ttsi_jax.steps.reading import certainty_of_call
-from ttsi_jax.tasks.prompts import PromptEncoder
+from ttsi_jax.tasks.prompts import PromptEncoder, asked
 from ttsi_jax.uncertainty import gate_wave, margin
 
 
@@ -37,6 +37,9 @@ class Gating(Asking):
     def answer_with_base(self, draft: Draft) -> Wanting:
         """Notes the base's answer; returns the candidates' log-likelihoods [N], and how certain the answer is where the
         estimator judges that (else None). For an input that adapts the answer is a measurement, and timed apart."""
+        if self.config.asks_channel:
+            found = yield from self.request_likelihoods(draft, asked(draft.example), "score")
+            draft.note(channel=found.tolist())
         reads = yield from self.read_all(draft, "score", draft.in_orders(self.answer_row(draft)))
         text, samples, orders = yield from self.answer(draft, reads, "base_answer")
         log_likelihoods, prompt = reads[0]
@@ -47,7 +50,7 @@ class Gating(Asking):
             sample = partial(self.fill_in_all, self.parts.answerer, draft, prompt, tool, "score", samplings)
             calls, of_candidates = read_calls(text), self.certainty(draft, scores)[1]
             certainty = yield from certainty_of_call(
-                self.parts.estimator, draft, of_candidates, calls, self.encoder, sample
+                self.parts.estimator, draft, of_candidates, calls, self.encoder, sample, self.sound(draft, text)
             )
         draft.note(text_base=text, base_calls=plain(read_calls(text)), samples_base=samples, orders_base=orders)
         return log_likelihoods, certainty
@@ -101,4 +104,10 @@ class Gating(Asking):
 
     def sound(self, draft: Draft, text: str | None) -> bool:
         """Whether an answer can be right at all."""
-        return sound(read_calls(text), draft.example)
+        return sound(read_calls(text), draft.example, self.required(draft))
+
+    def required(self, draft: Draft) -> str | None:
+        """The function that an answer must call to be sound: by the noisy channel, where it is asked."""
+        if self.config.answer.judge == "values":
+            return None
+        return draft.best(np.array(draft.record.channel, np.float32))

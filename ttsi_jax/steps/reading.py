@@ -58,6 +58,7 @@ def certainty_of_call(
     calls: Answer,
     encoder: PromptEncoder,
     sample: Callable[[], Wanting],
+    sound: bool,
 ) -> Wanting:
     """How certain the base's answer as a whole is, 0 for one that is no call; `sample` gives sampled answers' texts."""
     if not calls:
@@ -69,4 +70,4 @@ def certainty_of_call(
     if estimator.samples:
         texts = yield from sample()
         answers = [read_calls(text) for text in texts]
-    return estimator.certainty(Reply(margin, log_probs, roles, calls, answers))
+    return estimator.certainty(Reply(margin, log_probs, roles, calls, answers, sound))

@@ -95,18 +95,31 @@ class Writing(Gating):
         that its scoring picks, and each value decoded after its key."""
         answerer = KEYS if self.parts.answerer.schema is None else self.parts.answerer
         try:
-            text, cut, _ = yield from self.reply(draft, pair, answerer, SYNTHESIS)
+            text, cut, _ = yield from self.reply(draft, pair, answerer, SYNTHESIS, by=self.config.synthesis.label)
         except InputError as error:
             return pair._replace(reason=str(error))
         reason = NOT_FINITE if text is None else "a value was cut" if cut else None
         return pair._replace(calls=tuple(read_calls(text) or ()), reason=reason)
 
-    def reply(self, draft: Draft, pair: Synthetic, answerer: Answerer, *purpose: int, n_samples: int = 0) -> Wanting:
+    def reply(
+        self,
+        draft: Draft,
+        pair: Synthetic,
+        answerer: Answerer,
+        *purpose: int,
+        by: str = "scoring",
+        n_samples: int = 0,
+    ) -> Wanting:
         """The model's own answer to a new request (None where a score or logit was not finite), whether a part of it
-        was cut, and sampled answers. Raises what `label_prompt` does."""
+        was cut, and sampled answers. `by`: how the function is picked, see `SynthesisConfig.label`. Raises what
+        `label_prompt` does."""
         row = self.opened_row(draft, self.label_prompt(draft, pair), answerer, *purpose)
         log_likelihoods, prompt = yield from self.read(draft, "synthesize", row)
-        tool = draft.tool(draft.best(self.scores(draft, log_likelihoods)))
+        if "channel" in (by, self.config.gate.score):
+            scores = yield from self.request_likelihoods(draft, pair.query, "synthesize")
+        else:
+            scores = self.scores(draft, log_likelihoods)
+        tool = draft.tool(draft.best(scores))
         text, cut = yield from self.fill_in(answerer, draft, prompt, tool, "synthesize")
         samplings = self.samplings(n_samples)
         samples = yield from self.fill_in_all(answerer, draft, prompt, tool, "synthesize", samplings)
@@ -140,6 +153,12 @@ class Writing(Gating):
         asking = [name for name in checks if name in ASKING]
         if pair.reason or not asking:
             return pair
+        if "channel" in asking:
+            tools = pair.tools or draft.example.tools
+            scores = yield from self.request_likelihoods(draft, pair.query, "synthesize", tools)
+            evidence = evidence._replace(function=tools[int(np.argmax(scores))].name)
+            if asking == ["channel"]:
+                return examine(pair, evidence, asking)
         purpose, n = (CHECKING, number), self.config.synthesis.labels * ("agreement" in asking)
         try:
             text, _, samples = yield from self.reply(draft, pair, self.parts.answerer, *purpose, n_samples=n)

@@ -27,6 +27,8 @@ class SynthesisConfig:
         form: what the model writes: `pair`, `request`, or `auto`: `request` where answers have the form `keys`, else
           `pair`. Or `package.module:object`: a `Synthesizer`, or a function of an example and the number of the attempt
           (from 0) to a `Synthetic`, which may take its pairs from anywhere.
+        label: whose function a written request is labelled with (form `request`): `scoring`: the one that the
+          candidates' scores pick, as in answering; `channel`: the one that makes the request likeliest.
         tries: attempts per wanted pair, or rounds of candidates, before an input keeps its base answer.
         candidates: pairs that are written side by side, of which the best are kept, by the likelihood of their calls
           and by how unlike each other they are; 1 takes the first good ones.
@@ -35,7 +37,7 @@ class SynthesisConfig:
         top_p: of sampling.
         max_tokens: most tokens of a request (form `request`).
         checks: what a pair must pass to be learned from, by name: `schema`, `copy`, `grounded`, `round-trip`,
-          `agreement` (see docs/quality.md).
+          `channel`, `agreement` (see docs/quality.md).
         labels: sampled answers to a pair's request, for the check `agreement`.
         held_out: write one more pair, which is not trained on; its loss before and after is recorded as evidence.
         augment: train on a copy of each pair for each of these names too: the functions in another `order`, among
@@ -48,6 +50,7 @@ class SynthesisConfig:
     file: str | None = None
     choose: Literal["nearest", "random"] = "nearest"
     form: str = "auto"
+    label: Literal["scoring", "channel"] = "scoring"
     tries: int = 3
     candidates: int = 1
     diversity: float = 0.3

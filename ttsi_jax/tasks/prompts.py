@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from functools import cached_property
 from os.path import commonprefix
 from typing import Any
 
@@ -34,6 +35,12 @@ other values, and the call that answers it. Reply with one JSON object: \
 CONTINUE = "Now write the function call that this conversation asks for."
 
 OTHER_TOOLS = "Use these functions this time:\n{tools}\n\n{query}"
+
+# The noisy channel: how likely is the request, given one function?
+CHANNEL = (
+    {"role": "system", "content": "You write requests that users make to an assistant with functions."},
+    {"role": "user", "content": "Function:\n{tool}\n\nWrite a request that this function serves."},
+)
 
 OPENING = '{"name": "'  # how an answer begins, up to the function's name
 
@@ -86,6 +93,11 @@ def synthesis_messages(example: Example, instruction: str) -> Messages:
     return [*history, {"role": "user", "content": instruction.format(query=last["content"])}]
 
 
+def asked(example: Example) -> str:
+    """What the user says in the conversation, as one text."""
+    return "\n".join(message["content"] for message in example.messages if message["role"] == "user")
+
+
 def request_opening(example: Example) -> str:
     """How the model's reply to `NEW_REQUEST` begins: the seed, in one line, as the first of several requests."""
     return REQUEST_OPENING.format(query=" ".join(example.query.split()))
@@ -127,14 +139,31 @@ class PromptEncoder:
         Raises:
             InputError: the model's chat template refuses these messages.
         """
-        turns = conversation(example, messages)
+        return self._ids(self._render(conversation(example, messages), f"input '{example.id}'"))
+
+    def _render(self, turns: Messages, what: str) -> str:
         try:
-            text = self.tokenizer.apply_chat_template(
+            return self.tokenizer.apply_chat_template(
                 turns, tokenize=False, add_generation_prompt=True, **TEMPLATE_SETTINGS
             )
         except Exception as error:  # a template is a program that came with the model: it may raise anything
-            raise InputError(f"the model's chat template refuses input '{example.id}': {error}") from None
-        return self._ids(text)
+            raise InputError(f"the model's chat template refuses {what}: {error}") from None
+
+    @cached_property
+    def _channel(self) -> tuple[tuple[int, ...], str]:
+        """`CHANNEL` up to the function, as ids, and after it."""
+        before, _, after = self._render(CHANNEL, "a system turn and a user's").partition("{tool}")
+        return self._ids(before), after
+
+    def channel(self, tool: Tool) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """The prompt that a request is the answer to where this function serves it: how it begins for all functions,
+        and the rest.
+
+        Raises:
+            InputError: the model's chat template refuses it.
+        """
+        before, after = self._channel
+        return before, self.fragment(render_tools([tool])) + self.fragment(after)
 
     def prefix(self, example: Example) -> tuple[int, ...]:
         """The tokens that all of the input's prompts begin with: up to where the last request differs.
