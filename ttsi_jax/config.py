@@ -76,8 +76,8 @@ class RunConfig:
 
     @property
     def asks_channel(self) -> bool:
-        """Whether functions are also judged by how likely they make a request (see `Asking.request_likelihoods`)."""
-        return "channel" in (self.gate.score, self.answer.judge, self.synthesis.label, *self.synthesis.checks)
+        """Whether the noisy channel picks a function for every input (see `Asking.request_likelihoods`)."""
+        return "channel" in (self.gate.score, self.answer.judge, self.synthesis.label)
 
     @property
     def synthesis_form(self) -> str:

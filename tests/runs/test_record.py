@@ -46,7 +46,7 @@ RECORDS = st.builds(
 
 def test_fields_are_those_of_the_design_in_order():
     assert [f.name for f in fields(Record)] == (
-        "id task query n_prompt_tokens candidates fingerprint log_likelihoods probabilities uncertainty "
+        "id task query n_prompt_tokens candidates fingerprint log_likelihoods channel probabilities uncertainty "
         "uncertain synthetic losses pick_base pick pick_correct_base pick_correct text_base base_calls "
         "text_adapted adapted_calls calls samples_base samples_adapted orders_base orders_adapted adapters "
         "samples_right_base samples_right seen adapted adapted_after reverted reason evidence gold unmatchable "

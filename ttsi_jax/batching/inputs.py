@@ -17,7 +17,7 @@ import jax
 import numpy as np
 from jax import Array
 
-from ttsi_jax.batching.waves import Ids, Pair, Row, Shape
+from ttsi_jax.batching.waves import Ids, Pair, Row, Shape, bucket
 from ttsi_jax.config import RunConfig
 from ttsi_jax.errors import InputError
 from ttsi_jax.runs.record import Record
@@ -25,9 +25,18 @@ from ttsi_jax.runs.scores import begun, scored
 from ttsi_jax.synthesis import PairSource, Synthesizer
 from ttsi_jax.tasks import Call, Example, Tool
 from ttsi_jax.tasks.pieces import name_text
-from ttsi_jax.tasks.prompts import OPENING, PromptEncoder, answer_messages, asked, render_tools, synthesis_messages
+from ttsi_jax.tasks.prompts import (
+    OPENING,
+    PromptEncoder,
+    answer_messages,
+    asked,
+    naming,
+    render_tools,
+    synthesis_messages,
+)
 
 PREFIX_STEP, SUFFIX_STEP = 32, 16  # lengths are rounded up to these
+CHANNEL_STEP = 64  # likewise of functions in the noisy channel, whatever the input's bucket is; smallest of requests
 CHARACTERS_PER_TOKEN = 16  # more than a text has, on average
 BUCKET_COST = 32_768  # padded prefix tokens, read once, that another bucket's programs are worth: a minute on two cores
 
@@ -43,13 +52,12 @@ class Draft:
     prefix: Ids
     answer: Ids  # the answer prompt after the prefix
     opened: Ids  # the same with the answer's opening, after which candidates are scored
-    request: Ids  # the synthesis prompt after the prefix
+    requests: tuple[Ids, ...]  # the synthesis prompt after the prefix, or one for each function where it is named
     names: list[Ids]  # the candidates
     room: int  # most tokens of a prompt after the prefix, also with a new request instead of the input's own
     key: Array
     record: Record
     orders: tuple[Ids, ...] = ()  # the prefix with the functions in other orders
-    channel_shape: Shape = Shape(0, 0, 0, 0)  # of the noisy channel's prompts, where a setting asks for it
     shape: Shape = Shape(0, 0, 0, 0)  # see `assign_shapes`
     pairs: list[Pair] = field(default_factory=list)
     held_out: Pair | None = None  # not trained on
@@ -127,35 +135,45 @@ def prepare(
         prefix = encoder.prefix(example)
         answer = encoder.suffix(example, answer_messages(example), prefix)
         orders = other_orders(example, answer, encoder, config.answer.orders)
-        request = answer
+        requests = (answer,)
         if isinstance(synthesizer, Synthesizer):
             instruction, opening = synthesizer.prompt(example)
-            request = encoder.suffix(example, synthesis_messages(example, instruction), prefix, opening)
-        channel = channel_shape(example, encoder) if config.asks_channel else Shape(0, 0, 0, 0)
+            named = config.synthesis.label == "channel"
+            instructions = [naming(instruction, tool) for tool in example.tools] if named else [instruction]
+            messages = [synthesis_messages(example, one) for one in instructions]
+            requests = tuple(encoder.suffix(example, own, prefix, opening) for own in messages)
+        asks = config.asks_channel or "channel" in config.synthesis.checks
+        n_channel = longest_of_channel(example, encoder) if asks else 0
     except InputError as error:
         return replace(record, error=str(error))
     record = replace(record, n_prompt_tokens=len(prefix) + len(answer))
     opened = answer + encoder.fragment(OPENING)
     names = [encoder.fragment(name_text(tool.name)) for tool in example.tools]
     without_query = max(0, len(opened) - len(encoder.fragment(example.query)))
-    room = max(len(opened), len(request), without_query + config.synthesis.max_tokens)
+    n_request = max(map(len, requests))
+    room = max(len(opened), n_request, without_query + config.synthesis.max_tokens)
     n_decoded = max(config.answer.max_tokens, *map(len, names))
-    longest = max(map(len, (prefix, *orders))) + max(len(opened), len(request)) + n_decoded
-    longest = max(longest, channel.prefix + channel.suffix + channel.name)
+    longest = max(map(len, (prefix, *orders))) + max(len(opened), n_request) + n_decoded
+    longest = max(longest, n_channel)
     if longest > context_length:
         n_prompt = record.n_prompt_tokens
         error = f"the prompt has {n_prompt} tokens and {n_decoded} may follow; the model's context is {context_length}"
         return replace(record, error=error)
     key = example_key(config.seed, example.id)
-    return Draft(example, prefix, answer, opened, request, names, room, key, record, orders, channel_shape=channel)
+    return Draft(example, prefix, answer, opened, requests, names, room, key, record, orders)
 
 
-def channel_shape(example: Example, encoder: PromptEncoder) -> Shape:
-    """The lengths of the noisy channel's prompts for an input's functions, which begin alike. Raises what
+def longest_of_channel(example: Example, encoder: PromptEncoder) -> int:
+    """Tokens of the longest of the noisy channel's prompts for an input, with the request. Raises what
     `PromptEncoder.channel` does."""
-    prompts = [encoder.channel(tool) for tool in example.tools]
-    before = prompts[0][0]
-    return Shape(len(before), max(len(rest) for _, rest in prompts), 1, len(encoder.fragment(asked(example))), before)
+    prompts = [sum(map(len, encoder.channel(tool))) for tool in example.tools]
+    return max(prompts) + len(encoder.fragment(asked(example)))
+
+
+def channel_shape(before: Ids, rest: Ids, asked: Ids) -> Shape:
+    """What one of the noisy channel's prompts and the request are padded to; how all begin is computed once."""
+    prefix, suffix = _round_up(len(before), PREFIX_STEP), _round_up(len(rest), CHANNEL_STEP)
+    return Shape(prefix, suffix, 1, bucket(len(asked), CHANNEL_STEP), before)
 
 
 def other_orders(example: Example, answer: Ids, encoder: PromptEncoder, n: int) -> tuple[Ids, ...]:
@@ -191,16 +209,8 @@ def assign_shapes(drafts: Sequence[Draft], wave: int, passes: int = 1) -> None:
             max(len(draft.names) for draft in own),
             max(len(name) for draft in own for name in draft.names),
         )
-        channel = Shape(
-            _round_up(max(draft.channel_shape.prefix for draft in own), PREFIX_STEP),
-            _round_up(max(draft.channel_shape.suffix for draft in own), PREFIX_STEP),
-            1,
-            _round_up(max(draft.channel_shape.name for draft in own), SUFFIX_STEP),
-            own[0].channel_shape.common,
-        )
         for draft in own:
             draft.shape = shape._replace(common=draft.prefix if counts[draft.prefix] >= 2 * wave else ())
-            draft.channel_shape = channel
 
 
 def length_buckets(lengths: Sequence[int], most: int = 3, cost: int = BUCKET_COST) -> tuple[int, ...]:

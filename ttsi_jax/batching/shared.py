@@ -57,9 +57,11 @@ class Shared:
         start = config.adapt.start and (config.adapt.start, config.adapt.scope, repr(config.adapt.lora))
         sampled = config.seed if config.answer.samples else None
         base = (*weights, start, config.wave, n_decoded, repr(config.answer), config.gate.score, sampled)
-        if config.gate.estimator in CALL_ESTIMATORS:  # answers are judged where they are given
-            sampling = config.synthesis.temperature, config.synthesis.top_p
-            base = (*base, config.gate.estimator, config.gate.samples, *sampling, config.seed)
+        base = (*base, config.asks_channel)
+        if estimator := CALL_ESTIMATORS.get(config.gate.estimator):  # answers are judged where they are given
+            base = (*base, config.gate.estimator)
+            if estimator.samples:
+                base = (*base, config.gate.samples, config.synthesis.temperature, config.synthesis.top_p, config.seed)
         shows = config.method in ("tt-icl", "icl")
         samples = config.adapt.samples if "samples" in extras else None
         pairs = (
@@ -88,7 +90,7 @@ class Shared:
         settings = dict(self.keys).get(part)
         if self.kept is None or settings is None:
             return (yield from steps(draft))
-        prompts = draft.prefix, draft.opened, draft.request, tuple(draft.names)
+        prompts = draft.prefix, draft.opened, draft.requests, tuple(draft.names)
         key = (part, settings, draft.example.id, draft.shape, *prompts)
         if key not in self.kept:
             before = draft.record

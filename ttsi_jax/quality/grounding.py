@@ -70,7 +70,11 @@ class _Request:
         return self._text(_plain(value))
 
     def _number(self, value: float) -> bool:
-        return any(abs(value - n * f) <= 1e-6 * max(1.0, value) for n in self.numbers for f in _FACTORS)
+        return any(abs(value - n * f) <= 1e-6 * max(1.0, value) for n in self.numbers for f in self._factors(n))
+
+    def _factors(self, number: float) -> tuple[float, ...]:
+        """By which a number may be written otherwise: not the one that is only an article."""
+        return _FACTORS if number != 1 or "1" in self.words else (1.0,)
 
     def _text(self, text: str) -> bool:
         words = _WORD.findall(text)

@@ -8,10 +8,10 @@ import jax
 import numpy as np
 
 from ttsi_jax.answering import Answerer
-from ttsi_jax.batching.inputs import ANSWER, Draft
+from ttsi_jax.batching.inputs import ANSWER, Draft, channel_shape
 from ttsi_jax.batching.lanes import GREEDY, Prompt, Said, Work
 from ttsi_jax.batching.schedule import Decode, Score, Together, Wanting
-from ttsi_jax.batching.waves import Ids, Row, bucket
+from ttsi_jax.batching.waves import Ids, Row
 from ttsi_jax.checkpoints import LanguageModel
 from ttsi_jax.config import Parts, RunConfig
 from ttsi_jax.guided.masks import Grammars, Guide
@@ -58,18 +58,20 @@ class Asking:
         function's name after a list of all (Min et al., arXiv 2108.04106).
         """
         asked, prompts = self.encoder.fragment(request), [*map(self.encoder.channel, tools or draft.example.tools)]
-        shape = draft.channel_shape._replace(
-            suffix=bucket(max(len(rest) for _, rest in prompts), draft.channel_shape.suffix),
-            name=bucket(len(asked), draft.channel_shape.name),
-        )
 
         def read(row: Row) -> Wanting:
             log_likelihoods, _ = yield Score(draft, stage, row, [asked])
             draft.count(stage, len(row.prefix) + len(row.suffix) + len(asked))
             return float(log_likelihoods[0])
 
-        rows = [Row(before, rest, len(rest), draft.key, shape) for before, rest in prompts]
+        shapes = [channel_shape(before, rest, asked) for before, rest in prompts]
+        own = zip(prompts, shapes, strict=True)
+        rows = [Row(before, rest, len(rest), draft.key, shape) for (before, rest), shape in own]
         return np.array((yield Together([read(row) for row in rows])), np.float32)
+
+    def likeliest(self, draft: Draft) -> Tool:
+        """The function that makes the input's request likeliest."""
+        return draft.example.tools[int(np.argmax(draft.record.channel))]
 
     def scores(self, draft: Draft, log_likelihoods: np.ndarray) -> np.ndarray:
         """The candidates' scores [N] float32 after the input's own prompt, from their log-likelihoods."""

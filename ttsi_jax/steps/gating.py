@@ -108,6 +108,4 @@ class Gating(Asking):
 
     def required(self, draft: Draft) -> str | None:
         """The function that an answer must call to be sound: by the noisy channel, where it is asked."""
-        if self.config.answer.judge == "values":
-            return None
-        return draft.best(np.array(draft.record.channel, np.float32))
+        return None if self.config.answer.judge == "values" else self.likeliest(draft).name

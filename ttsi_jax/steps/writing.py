@@ -63,6 +63,8 @@ class Writing(Gating):
     def attempt(self, draft: Draft, number: int) -> Wanting:
         """One pair, labelled and checked; every attempt has its own random numbers."""
         pair = yield from self.write(draft, number)
+        if not pair.calls and "copy" in self.config.synthesis.checks:
+            pair = examine(pair, self.evidence(draft, pair), ["copy"])  # a copy needs no label
         if not (pair.calls or pair.reason):
             pair = yield from self.label(draft, pair)
         return (yield from self.examine(draft, pair, number))
@@ -79,7 +81,7 @@ class Writing(Gating):
             guide = self.guide(draft, synthesizer, slot.limit)
         except InputError as error:
             return Synthetic("", (), str(error))
-        _, prompt = yield from self.read(draft, "synthesize", draft.row(draft.request, SYNTHESIS, attempt))
+        _, prompt = yield from self.read(draft, "synthesize", draft.row(self.request(draft), SYNTHESIS, attempt))
         work = Work(prompt, [slot], Sampling(settings.temperature, settings.top_p), guide=guide)
         said = yield from self.decode(draft, "synthesize", work)
         if not said.finite:
@@ -90,12 +92,18 @@ class Writing(Gating):
             pair = pair._replace(reason=f"the {what} was cut at {slot.limit} tokens")
         return pair
 
+    def request(self, draft: Draft) -> Ids:
+        """The prompt to write a pair, for the function that is named in it where one is."""
+        named = self.config.synthesis.label == "channel"
+        return draft.requests[draft.example.tools.index(self.likeliest(draft)) if named else 0]
+
     def label(self, draft: Draft, pair: Synthetic) -> Wanting:
         """The pair with the call that the model answers its request with: guided, where answers are; else the function
-        that its scoring picks, and each value decoded after its key."""
-        answerer = KEYS if self.parts.answerer.schema is None else self.parts.answerer
+        that its scoring picks, or the one that was named, and each value decoded after its key."""
+        tool = self.likeliest(draft) if self.config.synthesis.label == "channel" else None
+        answerer = KEYS if tool or self.parts.answerer.schema is None else self.parts.answerer
         try:
-            text, cut, _ = yield from self.reply(draft, pair, answerer, SYNTHESIS, by=self.config.synthesis.label)
+            text, cut, _ = yield from self.reply(draft, pair, answerer, SYNTHESIS, tool=tool)
         except InputError as error:
             return pair._replace(reason=str(error))
         reason = NOT_FINITE if text is None else "a value was cut" if cut else None
@@ -107,19 +115,19 @@ class Writing(Gating):
         pair: Synthetic,
         answerer: Answerer,
         *purpose: int,
-        by: str = "scoring",
+        tool: Tool | None = None,
         n_samples: int = 0,
     ) -> Wanting:
         """The model's own answer to a new request (None where a score or logit was not finite), whether a part of it
-        was cut, and sampled answers. `by`: how the function is picked, see `SynthesisConfig.label`. Raises what
-        `label_prompt` does."""
+        was cut, and sampled answers. `tool`: its function, where scoring does not pick one. Raises what `label_prompt`
+        does."""
         row = self.opened_row(draft, self.label_prompt(draft, pair), answerer, *purpose)
         log_likelihoods, prompt = yield from self.read(draft, "synthesize", row)
-        if "channel" in (by, self.config.gate.score):
-            scores = yield from self.request_likelihoods(draft, pair.query, "synthesize")
-        else:
+        if tool is None:
             scores = self.scores(draft, log_likelihoods)
-        tool = draft.tool(draft.best(scores))
+            if self.config.gate.score == "channel":
+                scores = yield from self.request_likelihoods(draft, pair.query, "synthesize")
+            tool = draft.tool(draft.best(scores))
         text, cut = yield from self.fill_in(answerer, draft, prompt, tool, "synthesize")
         samplings = self.samplings(n_samples)
         samples = yield from self.fill_in_all(answerer, draft, prompt, tool, "synthesize", samplings)

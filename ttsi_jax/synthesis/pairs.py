@@ -27,8 +27,9 @@ class SynthesisConfig:
         form: what the model writes: `pair`, `request`, or `auto`: `request` where answers have the form `keys`, else
           `pair`. Or `package.module:object`: a `Synthesizer`, or a function of an example and the number of the attempt
           (from 0) to a `Synthetic`, which may take its pairs from anywhere.
-        label: whose function a written request is labelled with (form `request`): `scoring`: the one that the
-          candidates' scores pick, as in answering; `channel`: the one that makes the request likeliest.
+        label: the function that a written request is labelled with (form `request`): `scoring`: the one that the
+          candidates' scores pick for it, as in answering; `channel`: the one that makes the input's own request
+          likeliest, which is named to the model before it writes.
         tries: attempts per wanted pair, or rounds of candidates, before an input keeps its base answer.
         candidates: pairs that are written side by side, of which the best are kept, by the likelihood of their calls
           and by how unlike each other they are; 1 takes the first good ones.

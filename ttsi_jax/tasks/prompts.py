@@ -24,6 +24,7 @@ SYSTEM = """You are a function-calling assistant. Answer each request with a cal
 Reply with one JSON object and nothing else: {{"name": "<function name>", "arguments": {{"<argument>": <value>}}}}"""
 
 NEW_REQUEST = "Write different requests for the same function, each with other words, names, numbers and places."
+NAMED = " The function is {function}."
 REQUEST_OPENING = "Request 1: {query}\nRequest 2:"  # the model continues a list: a small one copies a bare seed
 
 NEW_PAIR = """Request: {query}
@@ -91,6 +92,11 @@ def synthesis_messages(example: Example, instruction: str) -> Messages:
     """The conversation with an instruction (`NEW_REQUEST`, `NEW_PAIR`) in the place of the last request."""
     history, last, _ = _split(example)
     return [*history, {"role": "user", "content": instruction.format(query=last["content"])}]
+
+
+def naming(instruction: str, tool: Tool) -> str:
+    """An instruction to write pairs, for one function."""
+    return instruction + NAMED.format(function=tool.name.replace("{", "{{").replace("}", "}}"))
 
 
 def asked(example: Example) -> str:
