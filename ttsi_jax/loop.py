@@ -9,7 +9,6 @@ from __future__ import annotations
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from itertools import groupby
 from operator import attrgetter
@@ -35,14 +34,16 @@ from ttsi_jax.quality.confidence import CallEstimator
 from ttsi_jax.quality.thresholds import Chosen, automatic_tau, labelled
 from ttsi_jax.rules.identity import digest
 from ttsi_jax.runs.clock import CompileClock
-from ttsi_jax.runs.directory import ENVIRONMENT, RunDirectory, open_run, read_summary
+from ttsi_jax.runs.directory import ENVIRONMENT, RunDirectory
 from ttsi_jax.runs.environment import environment
 from ttsi_jax.runs.groups import load_run
 from ttsi_jax.runs.record import Record
 from ttsi_jax.runs.scores import f1
 from ttsi_jax.runs.shards import INPUTS, SETTING, Shard, division, part_of
 from ttsi_jax.runs.summary import summarise
+from ttsi_jax.scaling.hosts import by_the_first, check_job, open_run, told_pairs
 from ttsi_jax.scaling.mesh import Layout, check_wave, mesh_of
+from ttsi_jax.synthesis.pairs import write_all
 from ttsi_jax.synthesis.training import seen_by
 from ttsi_jax.tasks import Task
 from ttsi_jax.tasks.faults import fingerprint as fingerprint_of
@@ -117,10 +118,11 @@ def run(
         if shard is not None and config.adapt.reset == "never":
             raise InputError(f"--adapt.reset never ties all inputs together: they cannot be divided (--shard {shard})")
         own = task if shard is None else part_of(task, shard)
+        described |= {SETTING: str(shard)} if shard else {}
+        check_job(described | config.to_dict(), layout.shape)
         if out is None:
             others = {example.id for example in task.examples} - {example.id for example in own.examples}
             return loop.result(list(loop.records(task, others)), own)
-        described |= {SETTING: str(shard)} if shard else {}
         with open_run(out, described | config.to_dict()) as directory:
             directory.write(
                 ENVIRONMENT, environment() | {"seed": config.seed, "weights": weights, "mesh": layout.shape}
@@ -134,11 +136,11 @@ def _run_in(directory: RunDirectory, loop: Loop, task: Task, own: Task) -> Resul
     """Goes on with `own` inputs of a task; all of them together choose their shapes."""
     own_ids = [example.id for example in own.examples]
     left = set(own_ids) - directory.finished.keys()
-    if not left and (summary := read_summary(directory.path)) is not None:
+    if not left and (summary := directory.summary()) is not None:
         return Result([directory.finished[id] for id in own_ids], summary)
     if loop.config.adapt.save:
         finished = [directory.finished[id] for id in own_ids if id in directory.finished]
-        loop.keep = partial(save_adapters, directory.path)
+        loop.keep = by_the_first(partial(save_adapters, directory.path))
         loop.resume_after(finished, directory.path)
     for record in loop.records(task, {example.id for example in task.examples} - left, directory.finished):
         directory.append([record])
@@ -222,13 +224,9 @@ class Loop:
         self.algorithm.tau = self.chosen.tau
 
     def ask(self, wave: Sequence[Ask]) -> Iterable[Any]:
-        """Pairs from elsewhere, for several `Ask` at once; from as many threads as the source may have in flight."""
-        source: Any = self.parts.synthesizer
+        """Pairs from elsewhere, for several `Ask` at once."""
         questions = [wish.draft.example for wish in wave], [wish.attempt for wish in wave]
-        if (threads := getattr(source, "in_flight", 1)) == 1:
-            return [*map(source, *questions)]
-        with ThreadPoolExecutor(threads) as pool:
-            return [*pool.map(source, *questions)]
+        return told_pairs(partial(write_all, self.parts.synthesizer, *questions))
 
     def adapt(self, wave: Sequence[Adapt]) -> Iterable[Learned]:
         """What several adapters learn; keeps them where that is asked for."""
@@ -236,7 +234,7 @@ class Loop:
         learned = learn(self.waves, wave, self.parts.rule, self.parts.loss, settings, warm and warm[1])
         if self.keep is not None:
             ids = [wish.draft.example.id + (f"#{wish.seed}" if wish.seed else "") for wish in wave]
-            adapters = learned[0].reads[0][1].read.rows.adapters
+            adapters = self.waves.layout.read(learned[0].reads[0][1].read.rows.adapters)
             self.keep(ids, adapters, settings.adapt.lora, self.model.config, self.model.name)
         return learned
 

@@ -14,6 +14,7 @@ import pytest
 from jax.sharding import AbstractMesh, NamedSharding, PartitionSpec
 
 from model.tiny import VARIANTS
+from scaling.alike import assert_alike
 from scaling.on_meshes import MESHES, groups
 from tiny_runs import tiny_model, write_model
 from ttsi_jax.checkpoints.adapters import load_adapter
@@ -41,22 +42,6 @@ def found(tmp_path_factory) -> dict[str, Any]:
     done = subprocess.run([*program, *guided], env=env, capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stderr[-3000:]
     return json.loads((directory / "out" / "found.json").read_text()) | {"kept": directory / "out"}
-
-
-def assert_alike(one: Any, other: Any, where: str) -> None:
-    """The same but for rounding."""
-    if isinstance(one, dict):
-        assert one.keys() == other.keys(), where
-        for key in one:
-            assert_alike(one[key], other[key], f"{where}.{key}")
-    elif isinstance(one, list):
-        assert len(one) == len(other), where
-        for index, pair in enumerate(zip(one, other, strict=True)):
-            assert_alike(*pair, f"{where}[{index}]")
-    elif isinstance(one, float):
-        np.testing.assert_allclose(other, one, rtol=0, atol=1e-4, err_msg=where)
-    else:
-        assert one == other, where
 
 
 @pytest.mark.parametrize("mesh", MESHES)

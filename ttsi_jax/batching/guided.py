@@ -42,8 +42,9 @@ class GuidedLanes:
         assert self._state is not None, "there is work"
         lanes, read = self._state
         lanes = decode_guided(
-            self.model.config, self.model.params, lanes, self._seats, enough, read.common, scale=read.scale
-        )
+            self.model.config, self.model.params, lanes, self._seats, enough, read.common, scale=read.scale,
+            read=self.layout.read,
+        )  # fmt: skip
         self._state = lanes, read
         said = []
         for lane, (work, seat) in enumerate(zip(self.working, self._seats, strict=True)):

@@ -134,7 +134,7 @@ class Lanes:
             assert self._state is not None, "there is work"
             arriving = [(self._state[1], _arrivals(self._state[1], [], self.size, n, self.layout))]
         state = self._decode(*arriving[-1], more=n if to_the_end else max(1, n // 4))
-        ended, generated = np.asarray(state.ended), jax.device_get(state.generated)
+        ended, generated = self.layout.read((state.ended, state.generated))
         said = []
         for lane, work in enumerate(self.working):
             if work is not None and ended[lane]:

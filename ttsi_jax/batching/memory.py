@@ -20,13 +20,14 @@ def within_memory(train: Callable[[int], Result], chunk: int, size: int) -> tupl
     """What `train(chunk)` gives, and the chunk: where a device's memory runs out, with half as many rows at a time.
 
     `chunk` and what it comes to divide `size`, the rows of a wave. Raises what `train` raises for any other reason, or
-    for a chunk of one.
+    for a chunk of one. Where several processes run the program nothing is tried again, since it may have been the
+    memory of one of them alone.
     """
     while True:
         try:
             return jax.block_until_ready(train(chunk)), chunk
         except jax.errors.JaxRuntimeError as error:
-            if "RESOURCE_EXHAUSTED" not in str(error) or chunk == 1:
+            if "RESOURCE_EXHAUSTED" not in str(error) or chunk == 1 or jax.process_count() > 1:
                 raise
             smaller = next(c for c in range(chunk // 2, 0, -1) if size % c == 0)
             LOG.warning("out of memory with %d inputs in training at a time; going on with %d", chunk, smaller)

@@ -200,8 +200,9 @@ class Waves:
         """What `score` gives, from a program's results."""
         own, common = ((), past) if wave_axis(past) is None else (past, ())
         rows_read = Rows(scored.prompted, own, adapted.adapters)
-        read = Read(rows_read, common, adapted.scale, scored.token_log_likelihoods, rows[0].shape)
-        scores = np.asarray(scored.log_likelihoods)
+        by_token = self.layout.whole(scored.token_log_likelihoods)
+        read = Read(rows_read, common, adapted.scale, by_token, rows[0].shape)
+        scores = self.layout.read(scored.log_likelihoods)
         found = [own[: len(names)] for own, names in zip(scores, candidates, strict=False)]
         return found, [Prompt(read, index, row.key) for index, row in enumerate(rows)]
 
@@ -225,7 +226,7 @@ class Waves:
             self.model.config, self.model.params, tokens, *self.layout.rows((first, n)), past, adapted.adapters,
             self.theta_0.adapters, scale=adapted.scale, n_positions=rows[0].shape.suffix,
         )  # fmt: skip
-        return np.asarray(found)[: len(rows)].tolist()
+        return self.layout.read(found)[: len(rows)].tolist()
 
     def lanes(self) -> tuple[Lanes, GuidedLanes]:
         """Idle lanes for rows that this reads, free and guided."""
@@ -280,7 +281,8 @@ class Waves:
         sizes = batches[0].tokens.ids.shape[1], 0 if whole else n_prefix, n_answer
         n_sequences = 1 + ("rejected" in extras) + config.samples * ("samples" in extras)
         chunk, remat = training_chunk(self.model.config, config, self._part, *sizes, n_sequences)
-        init_keys, step_keys = jnp.moveaxis(jax.vmap(jax.random.split)(self._keys(rows)), 1, 0)
+        keys = jax.vmap(jax.random.split)(self._keys(rows))
+        init_keys, step_keys = keys[:, 0], keys[:, 1]
         theta_0 = self.theta_0.adapters
         start = theta_0 if start is None else start
         batch = jax.tree.map(lambda *x: jnp.stack(x, axis=1), *batches)
@@ -299,7 +301,7 @@ class Waves:
         (adapters, losses, n_losses, scored), fitted = within_memory(train, chunk, self._part)
         self._most_trained = fitted if fitted < chunk else self._most_trained
         adapted = Adapted(adapters, config.lora.scale, config.scope)
-        taken = [own[:n] for own, n in zip(np.asarray(losses), np.asarray(n_losses), strict=True)]
+        taken = [own[:n] for own, n in zip(*self.layout.read((losses, n_losses)), strict=True)]
         return taken[: len(rows)], *self._read(rows, candidates, scored, prompts[-1], adapted)
 
     def _full_batch(

@@ -44,7 +44,7 @@ def save_adapters(
     tree = {str(layer): {key: factors._asdict() for key, factors in own.items()} for layer, own in adapters.items()}
     about = {"ids": list(ids), "lora": asdict(lora), "decoder": asdict(config), "base": base}
     items = {_TREE: ocp.args.StandardSave(tree), _ABOUT: ocp.args.JsonSave(about)}
-    with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
+    with _checkpointer() as checkpointer:
         checkpointer.save((run / ADAPTERS / name).resolve(), ocp.args.Composite(**items), force=True)
 
 
@@ -88,8 +88,16 @@ def _checkpoints(run: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
             yield path, _restore(path, **{_ABOUT: ocp.args.JsonRestore()})[_ABOUT]
 
 
+def _checkpointer() -> ocp.Checkpointer:
+    """Of several processes the one that asks for it uses it alone, and orbax must not wait for the others."""
+    alone = {"active_processes": {jax.process_index()}, "barrier_sync_key_prefix": ADAPTERS}
+    options = ocp.options.MultiprocessingOptions(**alone if jax.process_count() > 1 else {})
+    handler = ocp.CompositeCheckpointHandler(composite_options=ocp.CompositeOptions(multiprocessing_options=options))
+    return ocp.Checkpointer(handler, multiprocessing_options=options)
+
+
 def _restore(path: Path, **items: Any) -> Any:
-    with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
+    with _checkpointer() as checkpointer:
         return checkpointer.restore(path, ocp.args.Composite(**items))
 
 

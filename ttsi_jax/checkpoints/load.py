@@ -32,7 +32,7 @@ from ttsi_jax.errors import InputError, ModelFileError
 from ttsi_jax.model.config import DecoderConfig
 from ttsi_jax.model.decoder import abstract_params
 from ttsi_jax.model.quantized import Int8, Quantized
-from ttsi_jax.scaling.mesh import for_scales, param_shardings
+from ttsi_jax.scaling.mesh import for_scales, param_shardings, put
 
 DTYPES = ("float32", "bfloat16", "int8")
 GENERATION = "generation_config.json"
@@ -241,6 +241,4 @@ def _to_device(param: np.ndarray | Quantized, where: NamedSharding | None) -> An
     place: Any = where
     if isinstance(param, Quantized) and where is not None:
         place = Quantized(where, for_scales(where, param.scales.shape), param.dtype)
-    return jax.block_until_ready(
-        jax.device_put(param, place)
-    )  # so that the host's copy can go before the next one comes
+    return jax.block_until_ready(put(param, place))  # so that the host's copy can go before the next one comes

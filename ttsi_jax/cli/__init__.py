@@ -1,7 +1,6 @@
 """The command line: `ttsi-jax run | merge | sft | compare | report | export | models | tasks`.
 
-Exit codes: 0 done; 1 finished, but some inputs failed; 2 bad arguments or input; 3 a model file that cannot be used;
-130 interrupted, and the same command resumes.
+Exit codes: see `ttsi_jax.cli.codes`.
 """
 
 from __future__ import annotations
@@ -15,11 +14,11 @@ from jax.errors import JaxRuntimeError
 from rich.console import Console
 
 from ttsi_jax.cli.arguments import Compare, Export, Merge, Models, Report, Run, Sft, Tasks, run_of
+from ttsi_jax.cli.codes import BAD_INPUT, BAD_MODEL, DONE, HOST_LOST, INTERRUPTED, SOME_FAILED
+from ttsi_jax.cli.watched import watch
 from ttsi_jax.errors import InputError, ModelFileError
 from ttsi_jax.runs.signals import Interrupts
 from ttsi_jax.runs.table import shown
-
-DONE, SOME_FAILED, BAD_INPUT, BAD_MODEL, INTERRUPTED = 0, 1, 2, 3, 130
 
 output, messages = Console(), Console(stderr=True)
 
@@ -32,6 +31,7 @@ def run(args: Run) -> int:
     from ttsi_jax.runs.progress import progress_bars
     from ttsi_jax.runs.shards import parse_shard, part_of
     from ttsi_jax.runs.table import examples_table, summary_table
+    from ttsi_jax.scaling.hosts import is_first, join
     from ttsi_jax.scaling.mesh import make_mesh, undivided
     from ttsi_jax.tasks import load_task
 
@@ -39,6 +39,9 @@ def run(args: Run) -> int:
     check(config)
     find_parts(config, {})  # a wrong name ends it before anything is loaded
     shard = None if args.shard is None else parse_shard(args.shard)
+    if args.hosts is not None:
+        join(args.hosts)
+        output.quiet = messages.quiet = not is_first()  # but for errors
     mesh = None if args.mesh is None else make_mesh(args.mesh, config.wave)
     if args.answer.form == "auto":
         _say(f"--answer.form auto: {config.answer.form}")
@@ -79,6 +82,16 @@ def run(args: Run) -> int:
         _say(f"failed: input '{record.id}': {record.error}")
     output.print(shown(f"run: {directory}"), soft_wrap=True)
     return SOME_FAILED if failed else DONE
+
+
+def _run_watched(args: Run, argv: list[str]) -> int:
+    from ttsi_jax.scaling.hosts import parse_hosts
+
+    parse_hosts(args.hosts or "")
+    if args.mesh is None:
+        raise InputError("--hosts needs --mesh, which says how the devices of all hosts are used")
+    code, message = watch(argv)
+    return code if message is None else _fail(code, message)
 
 
 def merge(args: Merge) -> int:
@@ -183,8 +196,8 @@ def tasks(args: Tasks) -> int:
     return DONE
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Runs a command; returns its exit code."""
+def main(argv: list[str] | None = None, watched: bool = False) -> int:
+    """Runs a command; returns its exit code. A run with --hosts needs to be `watched`, see `ttsi_jax.cli.watched`."""
     argv = sys.argv[1:] if argv is None else argv
     commands = {run_of(argv): run, Merge: merge, Sft: sft, Compare: compare, Report: report}
     commands |= {Export: export, Models: models, Tasks: tasks}
@@ -197,16 +210,19 @@ def main(argv: list[str] | None = None) -> int:
                 description="Test-time self-improvement for tool-calling language models.",
                 args=argv,
             )
+            if isinstance(args, Run) and args.hosts is not None and not watched:
+                return _run_watched(args, argv)
             return commands[type(args)](args)
     except (InputError, ModelFileError) as error:
-        _say(f"error: {error}")
-        return BAD_MODEL if isinstance(error, ModelFileError) else BAD_INPUT
+        return _fail(BAD_MODEL if isinstance(error, ModelFileError) else BAD_INPUT, str(error))
     except OSError as error:
-        _say(f"error: {_told(error)}")
-        return BAD_INPUT
+        return _fail(BAD_INPUT, _told(error))
     except JaxRuntimeError as error:
-        _say(f"error: {str(error).splitlines()[0]}\nOut of memory? A smaller --wave or --adapt.memory needs less.")
-        return BAD_INPUT
+        if watched and "RESOURCE_EXHAUSTED" not in str(error):
+            os.write(2, f"{error}\n".encode())
+            return HOST_LOST
+        why = str(error).splitlines()[0]
+        return _fail(BAD_INPUT, f"{why}\nOut of memory? A smaller --wave or --adapt.memory needs less.")
     except KeyboardInterrupt:
         _say("interrupted")
         return INTERRUPTED
@@ -221,6 +237,12 @@ def _write(path: Path, text: str) -> None:
 
 def _told(error: OSError) -> str:
     return f"{error.filename or 'a file'}: {error.strerror or error}"
+
+
+def _fail(code: int, text: str) -> int:
+    messages.quiet = False
+    _say(f"error: {text}")
+    return code
 
 
 def _say(text: str) -> None:

@@ -32,6 +32,9 @@ class Run(RunConfig):
         compile_cache: a folder that keeps compiled programs, so that the next run need not compile them.
         mesh: data=D,model=M runs on D * M devices: the inputs of a wave are divided over D, the base's weights over M
           (see docs/scaling.md). A run may be resumed on another mesh.
+        hosts: makes this process one of several whose devices the mesh takes all; the same command is started on each
+          host. auto leaves it to JAX who they are (Slurm, Open MPI, TPU pods); ADDRESS:PORT,i/n says that this is the
+          i-th of n, and where the first one listens (see docs/start/cluster.md).
     """
 
     model: str
@@ -44,6 +47,7 @@ class Run(RunConfig):
     out: Path | None = None
     compile_cache: Path | None = None
     mesh: str | None = None
+    hosts: str | None = None
 
     def config(self) -> RunConfig:
         return RunConfig(**{field.name: getattr(self, field.name) for field in fields(RunConfig)})

@@ -6,10 +6,10 @@ makes the next masks while the device reads the tokens that were fed.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -163,6 +163,7 @@ def decode_guided(
     common: tuple[Cache, ...] = (),
     *,
     scale: float = 1.0,
+    read: Callable[[Any], Any] = jax.device_get,
 ) -> Guided:
     """Decodes the rows in their lanes until `enough` lanes are idle; a row's result does not depend on the others.
 
@@ -170,6 +171,7 @@ def decode_guided(
         lanes: E lanes, whose own caches are used up.
         seats: of each lane, and changed; None, or one whose guide is done, is idle. A guide's room is at most M.
         common: see `read_tokens`.
+        read: what the host sees of arrays, see `ttsi_jax.scaling.mesh.Layout.read`.
     """
     under_way = [(lane, seat) for lane, seat in enumerate(seats) if seat is not None and not seat.guide.done]
     if not under_way:
@@ -181,7 +183,7 @@ def decode_guided(
     masks = grammars.masks(guides)
     while True:
         n_fed = jnp.asarray([len(seat.ids) if seat else 0 for seat in seats], jnp.int32)
-        proposals, finite = map(np.asarray, mask_and_sample(lanes.scores, jnp.asarray(masks), keys, n_fed, sampling))
+        proposals, finite = read(mask_and_sample(lanes.scores, jnp.asarray(masks), keys, n_fed, sampling))
         fed = np.full(len(seats), -1, np.int32)
         for lane, seat in under_way:
             seat.finite &= bool(finite[lane])
@@ -190,8 +192,8 @@ def decode_guided(
         under_way = [(lane, seat) for lane, seat in under_way if not seat.guide.done]
         if not under_way:
             return lanes
-        read = read_tokens(config, params, lanes.rows, lanes.own, jnp.asarray(fed), n_fed, common, scale=scale)
-        lanes = lanes._replace(own=append(lanes.own, read[1], n_fed), scores=read[0])
+        scores, new = read_tokens(config, params, lanes.rows, lanes.own, jnp.asarray(fed), n_fed, common, scale=scale)
+        lanes = lanes._replace(own=append(lanes.own, new, n_fed), scores=scores)
         if len(seats) - len(under_way) >= enough:
             return lanes
         masks = grammars.masks(guides)  # while the device reads the tokens

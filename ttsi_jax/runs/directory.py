@@ -71,6 +71,10 @@ class RunDirectory:
                 except OSError:
                     file.truncate(before)
                     raise
+        self.note(records)
+
+    def note(self, records: Iterable[Record]) -> None:
+        """Takes records as they are on the disk."""
         for record in records:
             self.finished.pop(record.id, None)
             self.failed.pop(record.id, None)
@@ -86,13 +90,21 @@ class RunDirectory:
         Raises:
             InputError: `order` does not name exactly the inputs that have a record.
         """
+        _replace(self.path / RECORDS, _lines(self.ordered(order)))
+        _replace(self.path / SUMMARY, _document(summary))
+
+    def ordered(self, order: Sequence[str]) -> list[Record]:
+        """The records of all inputs in this order; raises what `complete` does."""
         records = self.finished | self.failed
         if stray := records.keys() - set(order):
             raise InputError(f"{self.path}: the run holds inputs that its task does not: {_named(stray)}")
         if missing := set(order) - records.keys():
             raise InputError(f"{self.path}: inputs without a record: {_named(missing)}")
-        _replace(self.path / RECORDS, _lines(records[id] for id in dict.fromkeys(order)))
-        _replace(self.path / SUMMARY, _document(summary))
+        return [records[id] for id in dict.fromkeys(order)]
+
+    def summary(self) -> dict[str, Any] | None:
+        """What `complete` wrote, see `read_summary`."""
+        return read_summary(self.path)
 
     def write(self, name: str, value: Mapping[str, Any]) -> None:
         """Writes another JSON file beside the records, such as `environment.json`; a resumed run keeps the newest."""

@@ -1,5 +1,5 @@
 # pyright: strict, reportUnknownMemberType=false, reportUnknownVariableType=false
-"""A mesh of one process's devices: which there are, and what of the base and of a wave lies on which.
+"""A mesh of devices, of one process or of several: which there are, and what of the base and of a wave lies on which.
 
 `data` divides the inputs of a wave, with everything that is an input's own. `model` divides the base's weights as
 Megatron-LM does (Shoeybi et al., arXiv 1909.08053): projections into heads and into the MLP by their outputs, those
@@ -11,10 +11,12 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from ttsi_jax.errors import InputError
@@ -31,7 +33,8 @@ def make_mesh(text: str, wave: int | None = None) -> Mesh | None:
     An axis that is not named has size 1.
 
     Raises:
-        InputError: the text means no mesh, there are fewer devices, or D does not divide the `wave`.
+        InputError: the text means no mesh, there are fewer devices, D does not divide the `wave`, or the devices are
+            those of several processes and the mesh does not take all of them.
     """
     found = dict(re.findall(rf"({DATA}|{MODEL})=([1-9]\d{{0,5}})(?:,|$)", text))
     if text != ",".join(f"{axis}={found.get(axis)}" for axis in re.findall(r"\w+(?==)", text)) or not found:
@@ -40,6 +43,10 @@ def make_mesh(text: str, wave: int | None = None) -> Mesh | None:
     devices: list[Any] = jax.devices()
     if shape[0] * shape[1] > len(devices):
         raise InputError(f"--mesh {text} needs {shape[0] * shape[1]} devices; there are {len(devices)}")
+    if shape[0] * shape[1] < len(devices) and jax.process_count() > 1:
+        raise InputError(
+            f"--mesh {text} leaves some of the hosts' {len(devices)} devices idle; it must take all of them"
+        )
     if wave is not None:
         check_wave(wave, shape[0])
     if shape == (1, 1):
@@ -122,6 +129,36 @@ def mesh_of(params: Params) -> Mesh | None:
     return sharding.mesh if isinstance(sharding, NamedSharding) and isinstance(sharding.mesh, Mesh) else None
 
 
+def put(tree: Any, where: Any) -> Any:
+    """`jax.device_put`, also onto devices of several processes, as long as all of these have the same values.
+
+    There every process puts what its own devices hold, which needs no communication; `jax.device_put` would first
+    compare the values of all processes. What a program of all processes made is moved by another one.
+
+    Args:
+        tree: arrays.
+        where: a sharding, None, or a tree of these that `tree` begins with.
+    """
+    if all(own.is_fully_addressable for own in jax.tree.leaves(where)):
+        return jax.device_put(tree, where)
+
+    def place(sharding: NamedSharding, x: Any) -> Any:
+        if isinstance(x, jax.Array) and not x.is_fully_addressable:
+            return x if x.sharding.is_equivalent_to(sharding, x.ndim) else jax.jit(_same, out_shardings=sharding)(x)
+        own = np.asarray(x)
+        return jax.make_array_from_callback(own.shape, sharding, lambda index: own[index])
+
+    def place_all(sharding: NamedSharding, own: Any) -> Any:
+        return jax.tree.map(partial(place, sharding), own)
+
+    return jax.tree.map(place_all, where, tree)
+
+
+def _same(x: Any) -> Any:
+    """At the top level, or each call would compile it again."""
+    return x
+
+
 class Layout:
     """Where what belongs to the inputs of a wave lies: on one device, or divided over the `data` of a mesh."""
 
@@ -144,20 +181,27 @@ class Layout:
 
     def rows(self, tree: Any) -> Any:
         """Puts arrays with a leading axis for a wave's rows where the rows are."""
-        return jax.device_put(tree, self._at(DATA))
+        return put(tree, self._at(DATA))
+
+    def whole(self, tree: Any) -> Any:
+        """Arrays that every process can read; where the mesh is one process's, it can read them as they are."""
+        where = self._at()
+        return tree if where is None or where.is_fully_addressable else put(tree, where)
+
+    def read(self, tree: Any) -> Any:
+        """Arrays as the host's own, with the same values in every process: what all of them may decide by."""
+        return jax.device_get(self.whole(tree))
 
     def adapters(self, adapters: Adapter) -> Adapter:
         """The same for adapters, whose factors are divided over `model` as the weights beside them are."""
         if self.mesh is None:
             return adapters
 
-        def put(name: str, factors: LowRank) -> LowRank:
+        def place(name: str, factors: LowRank) -> LowRank:
             n_in, n_out = self._axes.get(name, (None, None))
-            return LowRank(
-                jax.device_put(factors.a, self._at(DATA, n_in)), jax.device_put(factors.b, self._at(DATA, None, n_out))
-            )
+            return LowRank(put(factors.a, self._at(DATA, n_in)), put(factors.b, self._at(DATA, None, n_out)))
 
-        return {layer: {name: put(name, own) for name, own in names.items()} for layer, names in adapters.items()}
+        return {layer: {name: place(name, own) for name, own in names.items()} for layer, names in adapters.items()}
 
     def everywhere(self, caches: Cache) -> Cache:
         """Caches that were made by the parts, whole in each; what `model` divides stays divided."""
@@ -171,8 +215,8 @@ class Layout:
         if self.mesh is None:
             return caches
         heads = self._axes.get("k", (None, None))[1]
-        keys_values = jax.device_put((caches.keys, caches.values), self._at(axis, heads))
-        return Cache(*keys_values, *jax.device_put((caches.positions, caches.segments), self._at(axis)))
+        keys_values = put((caches.keys, caches.values), self._at(axis, heads))
+        return Cache(*keys_values, *put((caches.positions, caches.segments), self._at(axis)))
 
     def _at(self, *spec: str | None) -> NamedSharding | None:
         return None if self.mesh is None else NamedSharding(self.mesh, PartitionSpec(*spec))

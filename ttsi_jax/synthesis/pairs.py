@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, NamedTuple
 
@@ -107,3 +108,11 @@ class Synthesizer(NamedTuple):
 
 
 PairSource = Synthesizer | Callable[[Example, int], Synthetic]
+
+
+def write_all(source: Any, examples: Sequence[Example], attempts: Sequence[int]) -> list[Synthetic]:
+    """The pairs of a source for several inputs; from as many threads as it may have in flight."""
+    if (threads := getattr(source, "in_flight", 1)) == 1:
+        return [*map(source, examples, attempts)]
+    with ThreadPoolExecutor(threads) as pool:
+        return [*pool.map(source, examples, attempts)]

@@ -73,7 +73,7 @@ class Bm25:
     def scores(self, query: str) -> np.ndarray:
         """[N] float64: of each text, 0 where it shares no word."""
         found = np.zeros(self.n)
-        for word in set(words(query)) & self._places.keys():
+        for word in sorted(set(words(query)) & self._places.keys()):  # rounding depends on their order
             index, often = np.array(self._places[word]).T
             rarity = math.log(1 + (self.n - len(index) + 0.5) / (len(index) + 0.5))
             found[index] += rarity * often * (_SATURATION + 1) / (often + self._norm[index])
