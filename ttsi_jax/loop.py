@@ -23,7 +23,7 @@ from ttsi_jax.batching.inputs import Draft, assign_shapes, passes, prepare
 from ttsi_jax.batching.schedule import Adapt, Ask, Learned, Schedule, Steps
 from ttsi_jax.batching.shared import Shared
 from ttsi_jax.batching.training import learn
-from ttsi_jax.batching.waves import BASE, Adapted, Waves
+from ttsi_jax.batching.waves import BASE, PREFIX_MEMORY, Adapted, Waves
 from ttsi_jax.checkpoints import LanguageModel
 from ttsi_jax.checkpoints.adapters import load_adapter, save_adapters
 from ttsi_jax.checkpoints.files import checksum
@@ -42,6 +42,7 @@ from ttsi_jax.runs.record import Record
 from ttsi_jax.runs.scores import f1
 from ttsi_jax.runs.shards import INPUTS, SETTING, Shard, division, part_of
 from ttsi_jax.runs.summary import summarise
+from ttsi_jax.scaling.budget import within
 from ttsi_jax.scaling.mesh import Layout, check_wave, mesh_of
 from ttsi_jax.synthesis.training import seen_by
 from ttsi_jax.tasks import Task
@@ -68,6 +69,7 @@ def run(
     *,
     out: str | PathLike[str] | None = None,
     shard: Shard | None = None,
+    memory: float | None = None,
     progress: Progress = lambda stage, done, known: None,
     shared: Shared | None = None,
     **parts: Any,
@@ -81,6 +83,8 @@ def run(
         config: the method and its settings.
         out: a directory to keep the run in; the same call resumes it. None keeps nothing.
         shard: takes only this part of the inputs; `ttsi_jax.runs.shards.merge` joins the parts.
+        memory: GiB that the run may take on each device; it decides `config.wave` and `config.adapt.memory`, by all
+            inputs of the task (see `ttsi_jax.scaling.budget`). A run that goes on keeps those that it began with.
         progress: called with a stage's name, inputs done and inputs known of so far, after every wave.
         shared: `Shared.between_runs()`, given to several runs that should compute once what they have in common.
         parts: objects in the place of those that the configuration names: `rule`, `loss`, `estimator`, `synthesizer`,
@@ -88,7 +92,8 @@ def run(
             refuses others.
 
     Raises:
-        InputError: a setting that cannot be, a part that breaks its contract, or a directory that holds another run.
+        InputError: a setting that cannot be, a part that breaks its contract, a directory that holds another run, or
+            too little memory.
     """
     if unknown := parts.keys() - Parts._fields:
         raise TypeError(f"run() takes no '{min(unknown)}'; exchangeable are {', '.join(Parts._fields)}")
@@ -97,7 +102,6 @@ def run(
     weights = {"model": model.name, "checksum": model.checksum, "dtype": storage(model.params)}
     described = weights | {"task": task.name, "inputs": task.fingerprint}
     layout = Layout(model.config, mesh_of(model.params))
-    check_wave(config.wave, layout.parts)
     with CompileClock() as clock, layout.current():
         found = find_parts(config, parts)
         if parts or ":" in config.adapt.rule + config.adapt.loss:  # not the library's own: explain before anything runs
@@ -105,7 +109,12 @@ def run(
             check_shapes(pair, found.rule, found.loss)
         if (parts or ":" in config.gate.estimator) and not isinstance(found.estimator, CallEstimator):
             check_estimator_shapes(found.estimator)
-        loop = Loop(model, config, progress, clock, found, shared)
+        prefix_memory, takes = PREFIX_MEMORY, dict[str, Any]()
+        if memory is not None:
+            config, prefix_memory, taken = within(memory, model, task, layout, config, found, out)
+            takes = {"memory": {"budget": memory * 2**30} | taken._asdict()}
+        check_wave(config.wave, layout.parts)
+        loop = Loop(model, config, progress, clock, found, shared, prefix_memory)
         if config.adapt.start is not None:
             described |= {"start": checksum([Path(config.adapt.start) / WEIGHTS])}
             if n_seen := sum(fingerprint_of(one) in loop.seen for one in task.usable):
@@ -123,7 +132,7 @@ def run(
         described |= {SETTING: str(shard)} if shard else {}
         with open_run(out, described | config.to_dict()) as directory:
             directory.write(
-                ENVIRONMENT, environment() | {"seed": config.seed, "weights": weights, "mesh": layout.shape}
+                ENVIRONMENT, environment() | {"seed": config.seed, "weights": weights, "mesh": layout.shape} | takes
             )
             if shard is not None:
                 directory.write(INPUTS, division(task, shard))
@@ -158,6 +167,7 @@ class Loop:
         clock: CompileClock,
         parts: Parts | None = None,
         shared: Shared | None = None,
+        prefix_memory: float = PREFIX_MEMORY,
     ):
         self.model, self.config, self.progress, self.clock = model, config, progress, clock
         self.encoder = PromptEncoder(model.tokenizer)
@@ -167,7 +177,7 @@ class Loop:
         if config.adapt.start is not None:
             theta_0 = Adapted(load_start(config.adapt.start, lora, model.config), lora.scale, config.adapt.scope)
         self.algorithm = Algorithm(config, self.parts, self.encoder, model, shared)
-        self.waves = Waves(model, config.wave, self.algorithm.n_decoded, theta_0)
+        self.waves = Waves(model, config.wave, self.algorithm.n_decoded, theta_0, prefix_memory)
         self.labelled = labelled(load_run(config.gate.labelled).records) if config.gate.labelled else None
         self.chosen: Chosen | None = None  # tau, where it was not given
         self.keep: Callable[..., None] | None = None

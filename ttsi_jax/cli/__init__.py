@@ -6,6 +6,7 @@ Exit codes: 0 done; 1 finished, but some inputs failed; 2 bad arguments or input
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 from pathlib import Path
@@ -13,6 +14,7 @@ from pathlib import Path
 import tyro
 from jax.errors import JaxRuntimeError
 from rich.console import Console
+from rich.logging import RichHandler
 
 from ttsi_jax.cli.arguments import Compare, Export, Merge, Models, Report, Run, Sft, Tasks, run_of
 from ttsi_jax.errors import InputError, ModelFileError
@@ -39,7 +41,7 @@ def run(args: Run) -> int:
     check(config)
     find_parts(config, {})  # a wrong name ends it before anything is loaded
     shard = None if args.shard is None else parse_shard(args.shard)
-    mesh = None if args.mesh is None else make_mesh(args.mesh, config.wave)
+    mesh = None if args.mesh is None else make_mesh(args.mesh, config.wave if args.memory is None else None)
     if args.answer.form == "auto":
         _say(f"--answer.form auto: {config.answer.form}")
     if args.compile_cache is not None:
@@ -62,7 +64,7 @@ def run(args: Run) -> int:
                 interrupts.check()
                 show(stage, done, known)
 
-            result = run_task(model, task, config, out=directory, shard=shard, progress=progress)
+            result = run_task(model, task, config, out=directory, shard=shard, memory=args.memory, progress=progress)
     except KeyboardInterrupt:
         _say(f"interrupted; {resume}")
         return INTERRUPTED
@@ -186,10 +188,13 @@ def tasks(args: Tasks) -> int:
 def main(argv: list[str] | None = None) -> int:
     """Runs a command; returns its exit code."""
     argv = sys.argv[1:] if argv is None else argv
-    commands = {run_of(argv): run, Merge: merge, Sft: sft, Compare: compare, Report: report}
-    commands |= {Export: export, Models: models, Tasks: tasks}
+    handler = RichHandler(console=messages, show_time=False, show_level=False, show_path=False)
+    logging.basicConfig(format="%(message)s", handlers=[handler])
+    logging.getLogger("ttsi_jax").setLevel(logging.INFO)
     sys.path.append(os.getcwd())  # where a user's own rules, losses and estimators lie
     try:
+        commands = {run_of(argv): run, Merge: merge, Sft: sft, Compare: compare, Report: report}
+        commands |= {Export: export, Models: models, Tasks: tasks}
         with Interrupts():
             args = tyro.extras.subcommand_cli_from_dict(
                 {command.__name__.lower(): command for command in commands},
@@ -205,7 +210,7 @@ def main(argv: list[str] | None = None) -> int:
         _say(f"error: {_told(error)}")
         return BAD_INPUT
     except JaxRuntimeError as error:
-        _say(f"error: {str(error).splitlines()[0]}\nOut of memory? A smaller --wave or --adapt.memory needs less.")
+        _say(f"error: {str(error).splitlines()[0]}\nOut of memory? A smaller --memory or --wave needs less.")
         return BAD_INPUT
     except KeyboardInterrupt:
         _say("interrupted")
