@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 
 from ttsi_jax.algorithm import Algorithm
 from ttsi_jax.batching.inputs import Draft, assign_shapes, passes, prepare
+from ttsi_jax.batching.memory import LOG
 from ttsi_jax.batching.schedule import Adapt, Ask, Learned, Schedule, Steps
 from ttsi_jax.batching.shared import Shared
 from ttsi_jax.batching.training import learn
@@ -43,7 +44,7 @@ from ttsi_jax.runs.scores import f1
 from ttsi_jax.runs.shards import INPUTS, SETTING, Shard, division, part_of
 from ttsi_jax.runs.summary import summarise
 from ttsi_jax.scaling.budget import within
-from ttsi_jax.scaling.mesh import Layout, check_wave, mesh_of
+from ttsi_jax.scaling.mesh import Layout, mesh_of
 from ttsi_jax.synthesis.training import seen_by
 from ttsi_jax.tasks import Task
 from ttsi_jax.tasks.faults import fingerprint as fingerprint_of
@@ -71,6 +72,7 @@ def run(
     shard: Shard | None = None,
     memory: float | None = None,
     progress: Progress = lambda stage, done, known: None,
+    tell: Callable[[str], None] = LOG.info,
     shared: Shared | None = None,
     **parts: Any,
 ) -> Result:
@@ -83,17 +85,16 @@ def run(
         config: the method and its settings.
         out: a directory to keep the run in; the same call resumes it. None keeps nothing.
         shard: takes only this part of the inputs; `ttsi_jax.runs.shards.merge` joins the parts.
-        memory: GiB that the run may take on each device; it decides `config.wave` and `config.adapt.memory`, by all
-            inputs of the task (see `ttsi_jax.scaling.budget`). A run that goes on keeps those that it began with.
+        memory: GiB that the run may take on each device: it decides the wave, see `ttsi_jax.scaling.budget.within`.
         progress: called with a stage's name, inputs done and inputs known of so far, after every wave.
+        tell: called with what the run has decided for itself.
         shared: `Shared.between_runs()`, given to several runs that should compute once what they have in common.
         parts: objects in the place of those that the configuration names: `rule`, `loss`, `estimator`, `synthesizer`,
             `answerer` (see `ttsi_jax.config.Parts`). A kept run knows them by name and a hash of what they do, and
             refuses others.
 
     Raises:
-        InputError: a setting that cannot be, a part that breaks its contract, a directory that holds another run, or
-            too little memory.
+        InputError: a setting that cannot be, a part that breaks its contract, too little memory, or another run there.
     """
     if unknown := parts.keys() - Parts._fields:
         raise TypeError(f"run() takes no '{min(unknown)}'; exchangeable are {', '.join(Parts._fields)}")
@@ -109,11 +110,7 @@ def run(
             check_shapes(pair, found.rule, found.loss)
         if (parts or ":" in config.gate.estimator) and not isinstance(found.estimator, CallEstimator):
             check_estimator_shapes(found.estimator)
-        prefix_memory, takes = PREFIX_MEMORY, dict[str, Any]()
-        if memory is not None:
-            config, prefix_memory, taken = within(memory, model, task, layout, config, found, out)
-            takes = {"memory": {"budget": memory * 2**30} | taken._asdict()}
-        check_wave(config.wave, layout.parts)
+        config, prefix_memory, takes = within(memory, model, task, layout, config, found, out, tell)
         loop = Loop(model, config, progress, clock, found, shared, prefix_memory)
         if config.adapt.start is not None:
             described |= {"start": checksum([Path(config.adapt.start) / WEIGHTS])}
@@ -131,9 +128,8 @@ def run(
             return loop.result(list(loop.records(task, others)), own)
         described |= {SETTING: str(shard)} if shard else {}
         with open_run(out, described | config.to_dict()) as directory:
-            directory.write(
-                ENVIRONMENT, environment() | {"seed": config.seed, "weights": weights, "mesh": layout.shape} | takes
-            )
+            own_run = {"seed": config.seed, "weights": weights, "mesh": layout.shape, "memory": takes}
+            directory.write(ENVIRONMENT, environment() | own_run)
             if shard is not None:
                 directory.write(INPUTS, division(task, shard))
             return _run_in(directory, loop, task, own)

@@ -111,6 +111,8 @@ def test_more_memory_gives_larger_waves_and_more_to_train_with():
     assert all(size & (size - 1) == 0 for size in sizes)
     for factor, one in zip((1.05, 2, 4, 8, 64), found, strict=True):
         assert one.takes.total <= factor * least * GIB
+        again = fitted(factor * least, begun=True, wave=one.config.wave, adapt=one.config.adapt)
+        assert again.config == one.config and again.prefix_memory == one.prefix_memory
     assert found[-1].config.adapt.memory > found[0].config.adapt.memory > 0
 
 

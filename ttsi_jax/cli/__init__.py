@@ -6,7 +6,6 @@ Exit codes: 0 done; 1 finished, but some inputs failed; 2 bad arguments or input
 
 from __future__ import annotations
 
-import logging
 import os
 import sys
 from pathlib import Path
@@ -14,7 +13,6 @@ from pathlib import Path
 import tyro
 from jax.errors import JaxRuntimeError
 from rich.console import Console
-from rich.logging import RichHandler
 
 from ttsi_jax.cli.arguments import Compare, Export, Merge, Models, Report, Run, Sft, Tasks, run_of
 from ttsi_jax.errors import InputError, ModelFileError
@@ -64,7 +62,8 @@ def run(args: Run) -> int:
                 interrupts.check()
                 show(stage, done, known)
 
-            result = run_task(model, task, config, out=directory, shard=shard, memory=args.memory, progress=progress)
+            how = {"shard": shard, "memory": args.memory, "progress": progress, "tell": _say}
+            result = run_task(model, task, config, out=directory, **how)
     except KeyboardInterrupt:
         _say(f"interrupted; {resume}")
         return INTERRUPTED
@@ -188,9 +187,6 @@ def tasks(args: Tasks) -> int:
 def main(argv: list[str] | None = None) -> int:
     """Runs a command; returns its exit code."""
     argv = sys.argv[1:] if argv is None else argv
-    handler = RichHandler(console=messages, show_time=False, show_level=False, show_path=False)
-    logging.basicConfig(format="%(message)s", handlers=[handler])
-    logging.getLogger("ttsi_jax").setLevel(logging.INFO)
     sys.path.append(os.getcwd())  # where a user's own rules, losses and estimators lie
     try:
         commands = {run_of(argv): run, Merge: merge, Sft: sft, Compare: compare, Report: report}

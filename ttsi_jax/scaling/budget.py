@@ -1,15 +1,14 @@
 """What a run takes on one device, by a formula, and the largest wave that a budget holds.
 
 The formula counts arrays, and the compiler's intermediate values, at the fullest moment that the schedule comes to.
-Where something cannot be known beforehand it takes the larger: intermediate values count as float32, a training
-sequence as up to twice as long as a prompt after its prefix. What the runtime and the host take is not in it.
+Where something cannot be known beforehand it takes the larger: what training keeps counts as float32, its sequences as
+twice as long as a prompt after its prefix. What the runtime and the host take is not in it.
 """
 
 from __future__ import annotations
 
-import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from os import PathLike
@@ -38,7 +37,6 @@ from ttsi_jax.scaling.programs import Sizes
 from ttsi_jax.tasks import Task
 from ttsi_jax.tasks.prompts import PromptEncoder
 
-LOG = logging.getLogger("ttsi_jax")
 GIB = 2**30
 LARGEST = 64  # rows of a wave on one device
 TRAINED = 1024  # tokens that train at a time, where a wave has them: fewer leave a device idle
@@ -81,23 +79,32 @@ class Base(NamedTuple):
     converted: int  # bytes of weights that the compiler keeps in float32 besides, for a program
     copied: int  # the same in training, with those that it keeps transposed
     itemsize: int  # of caches
+    width: int  # bytes of an intermediate value: XLA's compiler for CPUs computes in float32
     divided: int  # devices that share a cache's heads
 
 
 def within(
-    memory: float,
+    memory: float | None,
     model: LanguageModel,
     task: Task,
     layout: Layout,
     config: RunConfig,
     parts: Parts,
-    out: str | PathLike[str] | None = None,
-) -> Fitted:
-    """`fit` for all inputs of a task; a run that is in the directory `out` keeps what it began with.
+    out: str | PathLike[str] | None,
+    tell: Callable[[str], None],
+) -> tuple[RunConfig, float, dict[str, float] | None]:
+    """A run's configuration with the wave and the memory of training that `memory` GiB on each device hold; how many
+    GiB of prefix caches it keeps, and the formula's bytes for `environment.json`.
+
+    All inputs of the task decide, so that shards agree. A run that is in the directory `out` goes on with what it began
+    with. Without `memory` all is as the configuration says.
 
     Raises:
-        InputError: see `fit`, or the memory is no number above 0.
+        InputError: see `fit` and `check_wave`, or the memory is no number above 0.
     """
+    if memory is None:
+        check_wave(config.wave, layout.parts)
+        return config, PREFIX_MEMORY, None
     if not 0 < memory < math.inf:
         raise InputError(f"--memory is {memory}; it must be above 0")
     recorded = read_config(Path(out)) if out is not None and (Path(out) / CONFIG).exists() else {}
@@ -108,9 +115,9 @@ def within(
     encoder, length = PromptEncoder(model.tokenizer), model.config.context_length
     prepared = (prepare(one, task.name, encoder, config, length, parts.synthesizer) for one in task.examples)
     drafts = [draft for draft in prepared if isinstance(draft, Draft)]
-    fitted = fit(model, layout, config, parts, drafts, memory, begun)
-    LOG.info("--memory %g: waves of %d, which take up to %s on each device", memory, fitted.config.wave, fitted.takes)
-    return fitted
+    found = fit(model, layout, config, parts, drafts, memory, begun)
+    tell(f"--memory {memory:g}: waves of {found.config.wave}, which take up to {found.takes} on each device")
+    return found.config, found.prefix_memory, {"budget": memory * GIB, **found.takes._asdict()}
 
 
 def fit(
@@ -155,7 +162,9 @@ def base_of(model: LanguageModel, layout: Layout) -> Base:
     whole = {"attention", "keys and values"} & undivided(model.config, n_model).keys()
     weights = sum(map(_bytes, jax.tree.leaves(model.params)))
     divided = 1 if whole else n_model
-    return Base(model.config, weights, *_copies(model.params), jnp.dtype(embed.dtype).itemsize, divided)
+    itemsize = jnp.dtype(embed.dtype).itemsize
+    width = 4 if jax.default_backend() == "cpu" else itemsize
+    return Base(model.config, weights, *_copies(model.params), itemsize, width, divided)
 
 
 def _bytes(x: Any) -> int:
@@ -191,8 +200,9 @@ def _fitted(
     training = config.adapt.memory * GIB if begun else min((budget - run.beside for run in runs), default=0.0)
     nothing = Takes(base.weights, 0, 0, 0, 0, 0)  # but the weights, where no input can run
     takes = max((run.with_training(training) for run in runs), key=lambda takes: takes.total, default=nothing)
-    memory = config.adapt.memory if begun or not trains(config) else float(f"{max(training, 1) / GIB:.4g}")
-    return Fitted(replace(config, adapt=replace(config.adapt, memory=memory)), kept / GIB, takes)
+    if trains(config) and not begun:  # rounded down, so that a run which goes on takes no more than it began with
+        config = replace(config, adapt=replace(config.adapt, memory=max(training // 1024, 1) / 2**20))
+    return Fitted(config, kept / GIB, takes)
 
 
 def trains(config: RunConfig) -> bool:
@@ -306,7 +316,7 @@ def reading_bytes(base: Base, n_tokens: int, n_past: int, n_name: int) -> float:
     config = base.config
     layer = n_tokens * (3 * config.mlp_size + 2 * config.hidden_size)
     scores = config.n_heads * min(n_tokens, QUERIES) * (n_tokens + n_past)
-    return max(4 * layer + 6 * scores + cache_bytes(base, n_tokens), 8 * (n_name + 2) * config.vocab_size)
+    return max(base.width * layer + 6 * scores + cache_bytes(base, n_tokens), 8 * (n_name + 2) * config.vocab_size)
 
 
 def state_bytes(config: DecoderConfig, settings: AdaptConfig, rule: UpdateRule) -> int:
