@@ -116,6 +116,19 @@ def test_more_memory_gives_larger_waves_and_more_to_train_with():
     assert found[-1].config.adapt.memory > found[0].config.adapt.memory > 0
 
 
+def test_what_a_run_reads_besides_is_counted():
+    def programs(**changes) -> float:
+        return fitted(64.0, begun=True, wave=4, method="tt-icl", **changes).takes.programs
+
+    plain = settings()
+    held_out = programs(synthesis=replace(plain.synthesis, held_out=True))
+    divergence = programs(adapt=replace(plain.adapt, measure=("kl",)))
+    assert held_out > programs() and divergence >= programs()
+    assert fitted(64.0, begun=True, answer=replace(plain.answer, orders=3)).takes.prompts == (
+        3 * fitted(64.0, begun=True).takes.prompts
+    )
+
+
 def test_a_mesh_gets_waves_that_it_divides():
     layout = SimpleNamespace(parts=3, shape={"data": 3, "model": 1})
     assert fitted(64.0, layout=layout).config.wave == 3 * 4, "for twelve inputs"

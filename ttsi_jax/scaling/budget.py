@@ -254,7 +254,10 @@ def _moments(base: Base, config: RunConfig, parts: Parts, shape: Shape, rows: in
     lanes = rows * sum(own + cache_bytes(base, n_decoded) for own in kinds)
     arrays = Takes(base.weights, kept, prompts, lanes, 0, 0)
     gathering = rows * own_prefix + 2 * PREFILL_ROWS * prefix + of.prefill
-    others = max(gathering, of.score, of.decode) + base.converted
+    watched = shape._replace(candidates=1, name=ANSWER_SIZES, suffix=sizes.sequence)  # a pair that is not trained on
+    held_out = temporaries(base, settings, 0, sizes._replace(shape=watched)) if config.synthesis.held_out else of
+    kl = 4 * scores * shape.suffix if "kl" in (*settings.accept, *settings.measure) else 0  # of one row's logits
+    others = max(gathering, of.score, of.decode, held_out.score, held_out.reading * trains(config), kl) + base.converted
     if not trains(config):
         return _Moments(arrays, others, 0, 0, (0, 0))
     n_trained = sizes.sequence + shape.prefix * whole
