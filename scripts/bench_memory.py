@@ -25,7 +25,6 @@ from benchmarking import Line, Options, choose_platform, console, show, write_js
 from tpu_pieces import one_layer_of
 from ttsi_jax.adaptation import AdaptConfig
 from ttsi_jax.batching.waves import Shape
-from ttsi_jax.checkpoints import LanguageModel
 from ttsi_jax.checkpoints.config import from_hf
 from ttsi_jax.errors import InputError
 from ttsi_jax.model.decoder import abstract_params
@@ -78,7 +77,7 @@ def programs(options: Memory) -> Iterator[tuple[str, float, float]]:
         raise InputError(f"no shape is called '{options.shape}'; known: {', '.join(SHAPES)}")
     config = one_layer_of(from_hf(SHAPES[options.shape] | {"rms_norm_eps": 1e-5}), options.layers)
     rule, params = adamw(1e-4), abstract_params(config, options.dtype or "float32")
-    base = base_of(LanguageModel(config, params, None, (), options.shape, ""), Layout(config))
+    base = base_of(config, params, Layout(config))
     for wave in options.waves:
         sizes = Sizes(wave, Shape(640, 112, 5, 6), 224, 64, 96)
         every = run_programs(config, options.dtype or "float32", sizes, AdaptConfig(), rule, answer_cross_entropy)

@@ -140,7 +140,7 @@ def fit(
     Raises:
         InputError: the memory is too little for one row on each part, or for what has begun.
     """
-    base, found = base_of(model, layout), None
+    base, found = base_of(model.config, model.params, layout), None
     most = 1 if config.adapt.reset == "never" else min(LARGEST, bucket(-(-len(drafts) // layout.parts), 1))
     every = [config.wave // layout.parts] if begun else [1 << power for power in range(most.bit_length())]
     for rows in every:
@@ -156,15 +156,19 @@ def fit(
     return found
 
 
-def base_of(model: LanguageModel, layout: Layout) -> Base:
+def base_of(config: DecoderConfig, params: Params, layout: Layout) -> Base:
     """Measured on the weights as they lie on the devices."""
-    n_model, embed = (layout.shape or {}).get("model", 1), model.params["embed"]
-    whole = {"attention", "keys and values"} & undivided(model.config, n_model).keys()
-    weights = sum(map(_bytes, jax.tree.leaves(model.params)))
-    divided = 1 if whole else n_model
-    itemsize = jnp.dtype(embed.dtype).itemsize
-    width = 4 if jax.default_backend() == "cpu" else itemsize
-    return Base(model.config, weights, *_copies(model.params), itemsize, width, divided)
+    n_model = (layout.shape or {}).get("model", 1)
+    whole = {"attention", "keys and values"} & undivided(config, n_model).keys()
+    itemsize = jnp.dtype(params["embed"].dtype).itemsize
+    return Base(
+        config,
+        sum(map(_bytes, jax.tree.leaves(params))),
+        *_copies(params),
+        itemsize,
+        width=4 if jax.default_backend() == "cpu" else itemsize,
+        divided=1 if whole else n_model,
+    )
 
 
 def _bytes(x: Any) -> int:
@@ -185,7 +189,7 @@ def _copies(params: Params) -> tuple[int, int]:
         return sum(4 * _bytes(x) // x.dtype.itemsize for x in values if x.ndim == 2)
 
     if is_int8(params["embed"]) or params["embed"].dtype != jnp.float32:
-        return (in_float(params),) * 2
+        return in_float(params), in_float(params)
     return 0, in_float(params["layers"])
 
 
