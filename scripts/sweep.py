@@ -109,16 +109,17 @@ def cell_of(options: Options, out: Path) -> Cell:
     for name, value in options.items():
         argv += [f"--{name}", *(value.split(",") if value is not None else [])]
     told = StringIO()
+    command = run_of(argv)
     try:
         with redirect_stderr(told):
-            args = tyro.cli(run_of(argv), args=argv, console_outputs=True)
+            args = tyro.cli(command, args=argv, console_outputs=True)
     except SystemExit:
         raise InputError(f"{' '.join(argv)} is refused:\n{told.getvalue()}") from None
     config = automatic(args.config())
     check(config)
     find_parts(config, {})
     if args.mesh is not None:
-        make_mesh(args.mesh, config.wave)
+        make_mesh(args.mesh, config.wave if args.memory is None else None)
     words = [args.task, args.model.rstrip("/").removesuffix(".gguf"), args.method]
     words = [re.sub(r"\W+", "-", Path(word).name.removesuffix(".jsonl")).strip("-") for word in words]
     named = {name: value for name, value in sorted(options.items()) if name not in (*NOT_NAMED, "method", "seed")}
@@ -143,7 +144,8 @@ def sweep(cells: Sequence[Cell], progress: Callable[..., None], done: Callable[[
             assert loaded[1] is not None
             task = load_task(cell.args.task, data_dir=cell.args.data, limit=cell.args.limit)
             config = automatic(cell.args.config())
-            result = run(loaded[1], task, config, out=cell.args.out, progress=progress, shared=shared)
+            how = {"out": cell.args.out, "memory": cell.args.memory, "progress": progress, "shared": shared}
+            result = run(loaded[1], task, config, **how)
             failed = result.summary["failed"]
             ended = Done(cell, result.summary, f"{failed} inputs failed" if failed else None)
         except Exception as error:

@@ -269,6 +269,18 @@ def test_a_termination_signal_is_an_interrupt(model, monkeypatch):
     assert run(model) == 130
 
 
+def test_memory_decides_the_wave(model, capsys):
+    wave = SETTINGS.index("--wave")
+    own = ["run", "--model", model, "--task", "mine.jsonl", *SETTINGS[:wave], *SETTINGS[wave + 2 :], "--memory"]
+    assert run(model, "--memory", "1") == 2
+    assert "--memory decides --wave: give one of them" in one_line(capsys.readouterr().err)
+    assert main([*own, "1e-4", "--out", "none"]) == 2 and not Path("none").exists()
+    assert "--memory 0.0001 is too little: a wave of 1 takes up to" in one_line(capsys.readouterr().err)
+    assert main([*own, "1", "--out", "out", "--method", "base"]) == 0
+    assert "--memory 1: waves of 4, which take up to" in one_line(capsys.readouterr().err)
+    assert json.loads(Path("out", "config.json").read_text())["wave"] == 4
+
+
 def test_shards_are_joined(model, capsys):
     base = ("--method", "base")
     assert run(model, *base, "--out", "whole") == run(model, *base, "--shard", "1/2", "--out", "a") == 0

@@ -19,10 +19,11 @@ from typing import Any, NamedTuple
 
 from ttsi_jax.algorithm import Algorithm
 from ttsi_jax.batching.inputs import Draft, assign_shapes, passes, prepare
+from ttsi_jax.batching.memory import LOG
 from ttsi_jax.batching.schedule import Adapt, Ask, Learned, Schedule, Steps
 from ttsi_jax.batching.shared import Shared
 from ttsi_jax.batching.training import learn
-from ttsi_jax.batching.waves import BASE, Adapted, Waves
+from ttsi_jax.batching.waves import BASE, PREFIX_MEMORY, Adapted, Waves
 from ttsi_jax.checkpoints import LanguageModel
 from ttsi_jax.checkpoints.adapters import load_adapter, save_adapters
 from ttsi_jax.checkpoints.files import checksum
@@ -41,8 +42,9 @@ from ttsi_jax.runs.record import Record
 from ttsi_jax.runs.scores import f1
 from ttsi_jax.runs.shards import INPUTS, SETTING, Shard, division, part_of
 from ttsi_jax.runs.summary import summarise
+from ttsi_jax.scaling.budget import within
 from ttsi_jax.scaling.hosts import by_the_first, check_job, open_run, told_pairs
-from ttsi_jax.scaling.mesh import Layout, check_wave, mesh_of
+from ttsi_jax.scaling.mesh import Layout, mesh_of
 from ttsi_jax.synthesis.pairs import write_all
 from ttsi_jax.synthesis.training import seen_by
 from ttsi_jax.tasks import Task
@@ -69,7 +71,9 @@ def run(
     *,
     out: str | PathLike[str] | None = None,
     shard: Shard | None = None,
+    memory: float | None = None,
     progress: Progress = lambda stage, done, known: None,
+    tell: Callable[[str], None] = LOG.info,
     shared: Shared | None = None,
     **parts: Any,
 ) -> Result:
@@ -82,14 +86,16 @@ def run(
         config: the method and its settings.
         out: a directory to keep the run in; the same call resumes it. None keeps nothing.
         shard: takes only this part of the inputs; `ttsi_jax.runs.shards.merge` joins the parts.
+        memory: GiB that the run may take on each device: it decides the wave, see `ttsi_jax.scaling.budget.within`.
         progress: called with a stage's name, inputs done and inputs known of so far, after every wave.
+        tell: called with what the run has decided for itself.
         shared: `Shared.between_runs()`, given to several runs that should compute once what they have in common.
         parts: objects in the place of those that the configuration names: `rule`, `loss`, `estimator`, `synthesizer`,
             `answerer` (see `ttsi_jax.config.Parts`). A kept run knows them by name and a hash of what they do, and
             refuses others.
 
     Raises:
-        InputError: a setting that cannot be, a part that breaks its contract, or a directory that holds another run.
+        InputError: a setting that cannot be, a part that breaks its contract, too little memory, or another run there.
     """
     if unknown := parts.keys() - Parts._fields:
         raise TypeError(f"run() takes no '{min(unknown)}'; exchangeable are {', '.join(Parts._fields)}")
@@ -98,7 +104,6 @@ def run(
     weights = {"model": model.name, "checksum": model.checksum, "dtype": storage(model.params)}
     described = weights | {"task": task.name, "inputs": task.fingerprint}
     layout = Layout(model.config, mesh_of(model.params))
-    check_wave(config.wave, layout.parts)
     with CompileClock() as clock, layout.current():
         found = find_parts(config, parts)
         if parts or ":" in config.adapt.rule + config.adapt.loss:  # not the library's own: explain before anything runs
@@ -106,7 +111,8 @@ def run(
             check_shapes(pair, found.rule, found.loss)
         if (parts or ":" in config.gate.estimator) and not isinstance(found.estimator, CallEstimator):
             check_estimator_shapes(found.estimator)
-        loop = Loop(model, config, progress, clock, found, shared)
+        config, prefix_memory, takes = within(memory, model, task, layout, config, found, out, tell)
+        loop = Loop(model, config, progress, clock, found, shared, prefix_memory)
         if config.adapt.start is not None:
             described |= {"start": checksum([Path(config.adapt.start) / WEIGHTS])}
             if n_seen := sum(fingerprint_of(one) in loop.seen for one in task.usable):
@@ -124,9 +130,8 @@ def run(
             others = {example.id for example in task.examples} - {example.id for example in own.examples}
             return loop.result(list(loop.records(task, others)), own)
         with open_run(out, described | config.to_dict()) as directory:
-            directory.write(
-                ENVIRONMENT, environment() | {"seed": config.seed, "weights": weights, "mesh": layout.shape}
-            )
+            own_run = {"seed": config.seed, "weights": weights, "mesh": layout.shape, "memory": takes}
+            directory.write(ENVIRONMENT, environment() | own_run)
             if shard is not None:
                 directory.write(INPUTS, division(task, shard))
             return _run_in(directory, loop, task, own)
@@ -160,6 +165,7 @@ class Loop:
         clock: CompileClock,
         parts: Parts | None = None,
         shared: Shared | None = None,
+        prefix_memory: float = PREFIX_MEMORY,
     ):
         self.model, self.config, self.progress, self.clock = model, config, progress, clock
         self.encoder = PromptEncoder(model.tokenizer)
@@ -169,7 +175,7 @@ class Loop:
         if config.adapt.start is not None:
             theta_0 = Adapted(load_start(config.adapt.start, lora, model.config), lora.scale, config.adapt.scope)
         self.algorithm = Algorithm(config, self.parts, self.encoder, model, shared)
-        self.waves = Waves(model, config.wave, self.algorithm.n_decoded, theta_0)
+        self.waves = Waves(model, config.wave, self.algorithm.n_decoded, theta_0, prefix_memory)
         self.labelled = labelled(load_run(config.gate.labelled).records) if config.gate.labelled else None
         self.chosen: Chosen | None = None  # tau, where it was not given
         self.keep: Callable[..., None] | None = None

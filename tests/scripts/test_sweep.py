@@ -38,7 +38,14 @@ def test_cells_are_named_after_their_options():
     cell = sweep.cell_of(options, Path("out"))
     assert cell.name == "bfcl-multiple.Tiny.tt-si.adapt.targets-q-v.seed-3"
     assert cell.args.adapt.targets == ("q", "v") and cell.args.out == Path("out") / cell.name
-    for wrong in ({"adapt.lr": "much"}, {"out": "x"}, {"shard": "1/2"}, {"wave": "0"}, {"nonsense": "1"}):
+    for wrong in (
+        {"adapt.lr": "much"},
+        {"out": "x"},
+        {"shard": "1/2"},
+        {"wave": "0"},
+        {"nonsense": "1"},
+        {"wave": "4", "memory": "1"},
+    ):
         with pytest.raises(InputError):
             sweep.cell_of(options | wrong, Path("out"))
 

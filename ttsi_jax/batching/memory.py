@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from functools import partial
 from typing import TypeVar
 
 import jax
 
 from ttsi_jax.adaptation import AdaptConfig
+from ttsi_jax.model.attention import QUERIES
 from ttsi_jax.model.config import DecoderConfig
-from ttsi_jax.model.lora import projection_shapes
+from ttsi_jax.model.lora import LoraConfig, projection_shapes
 
 LOG = logging.getLogger("ttsi_jax")
 Result = TypeVar("Result")
@@ -46,9 +48,7 @@ def training_chunk(
 ) -> tuple[int, bool]:
     """How many examples train at a time within `settings.memory`, at least one, and whether layers are recomputed.
 
-    Counts in float32 what the backward pass keeps: per layer and token the stream, the projections' inputs and outputs
-    and the attention weights; three copies of the logits; and of the adapter its gradient, its new value and two
-    moments. The chunk divides `n_examples`.
+    See `training_bytes` for what is counted. The chunk divides `n_examples`.
 
     Args:
         n_sequences: how many sequences a step computes.
@@ -56,14 +56,41 @@ def training_chunk(
             by default it is tried elsewhere only.
     """
     recomputes = jax.default_backend() != "cpu" if recomputes is None else recomputes
-    per_token = 6 * config.hidden_size + 4 * config.mlp_size + 4 * config.n_heads * config.head_dim
-    per_layer = n_sequences * n_tokens * (per_token + config.n_heads * (n_tokens + n_past))
-    shapes, lora = projection_shapes(config), settings.lora
-    adapter = len(lora.chosen(config)) * lora.rank * sum(sum(shapes[name]) for name in lora.targets)
-    others = 3 * n_sequences * n_answer * config.vocab_size + 4 * adapter
-    kept = 4 * (per_layer * config.n_layers + others)
-    recomputed = 4 * (per_layer + n_sequences * n_tokens * config.hidden_size * config.n_layers + others)
+    count = partial(training_bytes, config, settings, n_tokens, n_past, n_answer, n_sequences)
     budget = settings.memory * 2**30
-    remat = recomputes and kept > budget
-    fits = max(1, int(budget // (recomputed if remat else kept)))
+    remat = recomputes and count() > budget
+    fits = max(1, int(budget // count(remat)))
     return max(c for c in range(1, n_examples + 1) if n_examples % c == 0 and c <= fits), remat
+
+
+def training_bytes(
+    config: DecoderConfig,
+    settings: AdaptConfig,
+    n_tokens: int,
+    n_past: int,
+    n_answer: int,
+    n_sequences: int = 1,
+    remat: bool = False,
+) -> int:
+    """What the training of one example keeps until its backward pass, in bytes, all counted as float32.
+
+    Per layer and token: the stream and the norms' values (6 of the hidden size), what the MLP computes (6 of its size),
+    the queries, the attention's output and how they lie for its products (4 of all heads). Attention weights are not
+    kept, but each part of the queries keeps the keys and values up to its end. With `remat` that is one layer's alone,
+    and the stream is each layer's. Once: what attention computes again for one part, the sequence's own cached past,
+    four copies of the logits, and of the adapter its gradient, its new value and two moments.
+    """
+    heads, kv_heads = config.n_heads * config.head_dim, config.n_kv_heads * config.head_dim
+    n_parts = -(-n_tokens // QUERIES)
+    per_token = 6 * config.hidden_size + 6 * config.mlp_size + 4 * heads + (n_parts + 1) * kv_heads
+    attended = 4 * config.n_heads * min(n_tokens, QUERIES) * (n_tokens + n_past)  # by one part, in one layer
+    layer, past = n_tokens * per_token, 2 * n_past * kv_heads * config.n_layers
+    layers = layer + n_tokens * config.hidden_size * config.n_layers if remat else layer * config.n_layers
+    others = 4 * n_answer * config.vocab_size
+    return 4 * (n_sequences * (layers + attended + others) + past + 4 * adapter_size(config, settings.lora))
+
+
+def adapter_size(config: DecoderConfig, lora: LoraConfig) -> int:
+    """The numbers in one adapter."""
+    shapes = projection_shapes(config)
+    return len(lora.chosen(config)) * lora.rank * sum(sum(shapes[name]) for name in lora.targets)

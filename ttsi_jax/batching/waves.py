@@ -34,6 +34,7 @@ from ttsi_jax.scaling.mesh import Layout, mesh_of
 Ids = tuple[int, ...]
 ANSWER_SIZES = 64  # smallest bucket of the trained tokens
 PREFILL_ROWS = 4  # prefixes that a part of the devices computes at a time
+PREFIX_MEMORY = 1.5  # GiB, most that the kept caches of prefixes take
 
 
 def bucket(length: int, smallest: int) -> int:
@@ -91,7 +92,12 @@ class Waves:
     """A loaded model, run on E inputs at a time: where the model lies on a mesh, on the whole of it."""
 
     def __init__(
-        self, model: LanguageModel, size: int, n_steps: int, theta_0: Adapted = BASE, prefix_memory: float = 1.5
+        self,
+        model: LanguageModel,
+        size: int,
+        n_steps: int,
+        theta_0: Adapted = BASE,
+        prefix_memory: float = PREFIX_MEMORY,
     ):
         """Prepares waves of `size` rows.
 

@@ -42,7 +42,7 @@ def run(args: Run) -> int:
     if args.hosts is not None:
         join(args.hosts)
         output.quiet = messages.quiet = not is_first()  # but for errors
-    mesh = None if args.mesh is None else make_mesh(args.mesh, config.wave)
+    mesh = None if args.mesh is None else make_mesh(args.mesh, config.wave if args.memory is None else None)
     if args.answer.form == "auto":
         _say(f"--answer.form auto: {config.answer.form}")
     if args.compile_cache is not None:
@@ -65,7 +65,8 @@ def run(args: Run) -> int:
                 interrupts.check()
                 show(stage, done, known)
 
-            result = run_task(model, task, config, out=directory, shard=shard, progress=progress)
+            how = {"shard": shard, "memory": args.memory, "progress": progress, "tell": _say}
+            result = run_task(model, task, config, out=directory, **how)
     except KeyboardInterrupt:
         _say(f"interrupted; {resume}")
         return INTERRUPTED
@@ -199,10 +200,10 @@ def tasks(args: Tasks) -> int:
 def main(argv: list[str] | None = None, watched: bool = False) -> int:
     """Runs a command; returns its exit code. A run with --hosts needs to be `watched`, see `ttsi_jax.cli.watched`."""
     argv = sys.argv[1:] if argv is None else argv
-    commands = {run_of(argv): run, Merge: merge, Sft: sft, Compare: compare, Report: report}
-    commands |= {Export: export, Models: models, Tasks: tasks}
     sys.path.append(os.getcwd())  # where a user's own rules, losses and estimators lie
     try:
+        commands = {run_of(argv): run, Merge: merge, Sft: sft, Compare: compare, Report: report}
+        commands |= {Export: export, Models: models, Tasks: tasks}
         with Interrupts():
             args = tyro.extras.subcommand_cli_from_dict(
                 {command.__name__.lower(): command for command in commands},
@@ -222,7 +223,7 @@ def main(argv: list[str] | None = None, watched: bool = False) -> int:
             os.write(2, f"{error}\n".encode())
             return HOST_LOST
         why = str(error).splitlines()[0]
-        return _fail(BAD_INPUT, f"{why}\nOut of memory? A smaller --wave or --adapt.memory needs less.")
+        return _fail(BAD_INPUT, f"{why}\nOut of memory? A smaller --memory or --wave needs less.")
     except KeyboardInterrupt:
         _say("interrupted")
         return INTERRUPTED

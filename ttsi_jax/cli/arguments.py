@@ -11,6 +11,7 @@ import tyro
 
 from ttsi_jax.adaptation import AdaptConfig
 from ttsi_jax.config import RunConfig
+from ttsi_jax.errors import InputError
 from ttsi_jax.quality.presets import PRESETS
 from ttsi_jax.runs.directory import named_after
 
@@ -35,6 +36,8 @@ class Run(RunConfig):
         hosts: makes this process one of several whose devices the mesh takes all; the same command is started on each
           host. auto leaves it to JAX who they are (Slurm, Open MPI, TPU pods); ADDRESS:PORT,i/n says that this is the
           i-th of n, and where the first one listens (see docs/start/cluster.md).
+        memory: GiB that the run may take on each device: it decides --wave and --adapt.memory, which are then not given
+          (see docs/scaling.md). A run that is resumed keeps those that it began with.
     """
 
     model: str
@@ -48,6 +51,7 @@ class Run(RunConfig):
     compile_cache: Path | None = None
     mesh: str | None = None
     hosts: str | None = None
+    memory: float | None = None
 
     def config(self) -> RunConfig:
         return RunConfig(**{field.name: getattr(self, field.name) for field in fields(RunConfig)})
@@ -55,6 +59,7 @@ class Run(RunConfig):
     def directory(self) -> Path:
         settings = [self.model, self.task, self.limit, self.dtype, self.config().to_dict()]
         settings += [self.shard] if self.shard else []
+        settings += [] if self.memory is None else [self.memory]
         return self.out or named_after((self.task, self.model, self.method), settings)
 
 
@@ -87,7 +92,14 @@ class Sft:
 
 
 def run_of(argv: Sequence[str]) -> type[Run]:
-    """`Run` with the defaults of the preset that is named in the arguments."""
+    """`Run` with the defaults of the preset that is named in the arguments.
+
+    Raises:
+        InputError: an option is given that another one decides.
+    """
+    given = {word.partition("=")[0] for word in argv}
+    if "--memory" in given and (decided := {"--wave", "--adapt.memory"} & given):
+        raise InputError(f"--memory decides {min(decided)}: give one of them")
     named = [value for option, value in zip(argv, argv[1:], strict=False) if option == "--preset"]
     named += [option.removeprefix("--preset=") for option in argv if option.startswith("--preset=")]
     preset = PRESETS.get(named[-1] if named else "paper")
