@@ -13,7 +13,8 @@ from guided.tools import SIZE, STOP, byte_level, tool_lists
 from model.tiny import VOCABULARY, prompted, random_adapter, random_ids, run_lanes, sequence, stack
 from tiny_runs import ADD, EVERY_TOOL, GREET, example
 from tiny_runs import tiny_model as talking_model
-from ttsi_jax.answering import TEXT, slot_tables
+from ttsi_jax.answering import TEXT
+from ttsi_jax.batching.slots import slot_tables
 from ttsi_jax.guided import masks
 from ttsi_jax.guided.decoding import Seat, admit, append, decode_guided, mask_and_sample, no_lanes, read_tokens, unpack
 from ttsi_jax.guided.grammar import call_schema

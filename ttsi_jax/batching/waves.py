@@ -16,11 +16,11 @@ import numpy as np
 from jax import Array
 
 from ttsi_jax.adaptation import AdaptConfig, adapt_wave, init_wave, repeat
-from ttsi_jax.answering import slot_tables, special_ids
 from ttsi_jax.batching.divergence import prompt_kl_wave
 from ttsi_jax.batching.guided import GuidedLanes
 from ttsi_jax.batching.lanes import Lanes, Prompt, Read, Said, Work
 from ttsi_jax.batching.memory import training_chunk, within_memory
+from ttsi_jax.batching.slots import slot_tables, special_ids
 from ttsi_jax.checkpoints import LanguageModel
 from ttsi_jax.model.cache import PADDING, SHARED, Cache, wave_axis
 from ttsi_jax.model.config import DecoderConfig
