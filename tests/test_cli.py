@@ -351,7 +351,7 @@ def test_a_preset_is_what_other_options_change():
     assert config() == config("--preset", "paper") == PRESETS["paper"] == ttsi_jax.RunConfig()
     assert config("--preset=recommended") == config("--preset", "recommended") == PRESETS["recommended"]
     own = config("--synthesis.k", "5", "--preset", "recommended", "--gate.tau", "auto")
-    assert (own.synthesis.k, own.synthesis.candidates, own.gate.tau) == (5, 6, "auto")
+    assert (own.synthesis.k, own.synthesis.candidates, own.gate.tau) == (5, 4, "auto")
     for preset in PRESETS.values():
         check(preset)
 
