@@ -1,6 +1,7 @@
 """Prompts: one prefix for all phases, suffixes that complete it, dialogues, and templates that refuse."""
 
 import copy
+from dataclasses import replace
 from os.path import commonprefix
 
 import pytest
@@ -17,6 +18,8 @@ from ttsi_jax.tasks.prompts import (
     OPENING,
     PromptEncoder,
     answer_messages,
+    asked,
+    naming,
     render_tools,
     request_opening,
     synthesis_messages,
@@ -157,3 +160,31 @@ class SpacedTokenizer:
 
 def test_fragments_have_no_space_that_the_tokenizer_adds():
     assert PromptEncoder(SpacedTokenizer()).fragment('get"') == tuple(map(ord, 'get"'))
+
+
+def test_a_function_that_is_named_to_the_writer():
+    odd = replace(GREET, name="greet{query}{x}")
+    for instruction in (NEW_REQUEST, NEW_PAIR):
+        [*_, turn] = synthesis_messages(TASK.examples[0], naming(instruction, odd))
+        assert turn["content"].endswith("The function is greet{query}{x}.")
+        [*_, usual] = synthesis_messages(TASK.examples[0], instruction)
+        assert turn["content"].startswith(usual["content"])
+
+
+def test_prompts_of_the_noisy_channel_begin_alike_and_hold_one_function():
+    prompts = [ENCODER.channel(tool) for tool in EVERY_TOOL]
+    assert len({before for before, _ in prompts}) == 1
+    for tool, (before, rest) in zip(EVERY_TOOL, prompts, strict=True):
+        text = TOKENIZER.decode(before + rest)
+        assert render_tools([tool]) in text and text.endswith("<|im_start|>assistant\n")
+        assert not any(render_tools([other]) in text for other in EVERY_TOOL if other is not tool)
+
+
+def test_what_a_user_asks_is_all_that_they_say():
+    assert asked(DIALOGUE) == "Hi\nAdd 1 and 2" and asked(AFTER) == "Add 1 and 2"
+
+
+def test_a_template_that_refuses_the_noisy_channel():
+    encoder = with_template("{{ raise_exception('no system turns') }}")
+    with pytest.raises(InputError, match="no system turns"):
+        encoder.channel(ADD)
