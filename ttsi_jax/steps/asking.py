@@ -71,7 +71,7 @@ class Asking:
 
     def likeliest(self, draft: Draft) -> Tool:
         """The function that makes the input's request likeliest."""
-        return draft.example.tools[int(np.argmax(draft.record.channel))]
+        return draft.example.tools[int(np.argmax(np.array(draft.record.channel, np.float32)))]
 
     def scores(self, draft: Draft, log_likelihoods: np.ndarray) -> np.ndarray:
         """The candidates' scores [N] float32 after the input's own prompt, from their log-likelihoods."""
