@@ -241,7 +241,7 @@ def test_pairs_are_recorded_with_their_reasons():
             assert record.reason == "no usable pair in 6 tries" and record.calls == record.base_calls
 
 
-def test_the_model_answers_a_request_again_where_a_check_asks_for_it(usual):
+def test_the_model_answers_a_request_again_where_a_check_asks_for_it():
     checks = ("schema", "copy", "round-trip", "agreement")
     asking = replace(settings().synthesis, checks=checks, labels=3, temperature=1.5)
     found, summary = run(MODEL, TASK, settings(synthesis=asking))
@@ -251,8 +251,17 @@ def test_the_model_answers_a_request_again_where_a_check_asks_for_it(usual):
     assert by_check["round-trip"] == 0, "with the form `keys` the label is the answer itself"
     assert summary["rejections"].items() >= {k: n for k, n in by_check.items() if n}.items()
     assert sum(summary["rejections"].values()) == len(dropped)
-    for record in found:
-        assert record.tokens["synthesize"] > usual[record.id].tokens["synthesize"]
+    unasked = untimed(records(synthesis=replace(asking, checks=("schema", "copy"))))
+    asked = [r for r in found if any(p["accepted"] or p["check"] == "agreement" for p in r.synthetic)]
+    assert asked
+    for record in asked:
+        assert record.tokens["synthesize"] > unasked[record.id].tokens["synthesize"]
+
+
+def test_a_copy_gets_no_label():
+    """Nobody is asked for the call of a pair that is dropped in any case."""
+    [copied] = run(MODEL, task_of(EXAMPLES[0]), settings(), **requests("What is 1 and 2?")).records
+    assert [(pair["check"], pair["calls"]) for pair in copied.synthetic] == [("copy", [])] * 3
 
 
 def test_two_pairs_train_in_turn():

@@ -42,10 +42,14 @@ def test_an_input_is_tokenised_for_every_phase():
     assert one.record.n_prompt_tokens == len(one.prefix) + len(one.answer)
     assert one.opened == one.answer + ENCODER.fragment(OPENING)
     assert one.names == [ENCODER.fragment('add"'), ENCODER.fragment('greet"')]
-    assert ENCODER.tokenizer.decode(one.request).endswith("Request 1: What is 1 and 2?\nRequest 2:")
+    assert ENCODER.tokenizer.decode(one.requests[0]).endswith("Request 1: What is 1 and 2?\nRequest 2:")
     pair = draft(synthesis=replace(settings().synthesis, form="pair"))
-    assert "Do not answer this request" in ENCODER.tokenizer.decode(pair.request)
+    assert "Do not answer this request" in ENCODER.tokenizer.decode(pair.requests[0])
     assert pair.prefix == one.prefix
+    named = draft(synthesis=replace(settings().synthesis, label="channel"))
+    texts = [ENCODER.tokenizer.decode(request) for request in named.requests]
+    assert ["The function is add." in texts[0], "The function is greet." in texts[1]] == [True, True]
+    assert named.room >= max(map(len, named.requests)) and named.prefix == one.prefix
 
 
 def test_shapes_hold_every_input_of_their_bucket():
@@ -54,7 +58,7 @@ def test_shapes_hold_every_input_of_their_bucket():
     [shape] = {one.shape for one in drafts}  # so few inputs are not worth a second bucket
     assert shape.prefix % 32 == shape.suffix % 16 == 0 and shape.common == ()
     for one in drafts:
-        assert shape.prefix >= len(one.prefix) and shape.suffix >= max(one.room, len(one.opened), len(one.request))
+        assert shape.prefix >= len(one.prefix) and shape.suffix >= max(one.room, len(one.opened), len(one.requests[0]))
         assert shape.candidates >= len(one.names) and shape.name >= max(map(len, one.names))
     wish = Adapt(drafts[0], "adapt", [], [Pair((1,) * shape.suffix, (2,))])
     assert wish.shape() == (shape, (2 * shape.suffix, 64), None, 0)
@@ -73,7 +77,7 @@ def test_the_room_holds_the_models_own_request():
     one, longer = draft(), draft(synthesis=replace(settings().synthesis, max_tokens=120))
     without_query = len(one.opened) - len(ENCODER.fragment("What is 1 and 2?"))
     assert longer.room == without_query + 120
-    assert one.room >= max(len(one.opened), len(one.request))
+    assert one.room >= max(len(one.opened), len(one.requests[0]))
 
 
 @given(st.lists(st.integers(1, 900), min_size=1, max_size=30), st.integers(0, 2000))
@@ -146,7 +150,7 @@ def test_an_input_that_the_template_refuses():
 def test_a_prompt_must_leave_room_in_the_models_context():
     one = draft()
     n_decoded = settings().answer.max_tokens
-    longest = len(one.prefix) + max(len(one.opened), len(one.request)) + n_decoded
+    longest = len(one.prefix) + max(len(one.opened), len(one.requests[0])) + n_decoded
     assert draft(context_length=longest).prefix == one.prefix
     n_prompt = one.record.n_prompt_tokens
     record = refused(EXAMPLES[0], longest - 1)

@@ -33,9 +33,11 @@ def test_no_pickle_no_eval_no_remote_code(path):
             assert node.arg not in ("trust_remote_code", "shell", "allow_pickle", "weights_only")
 
 
-def test_subprocesses_are_git_alone():
-    users = [path.name for path in SOURCES if "subprocess" in path.read_text(encoding="utf-8")]
-    assert users == ["environment.py"]
+def test_subprocesses_are_git_and_the_command_itself():
+    users = {path.name: path.read_text(encoding="utf-8") for path in SOURCES}
+    users = {name: text for name, text in users.items() if "subprocess" in text}
+    assert users.keys() == {"environment.py", "watched.py"}
+    assert "[sys.executable, " in users["watched.py"] and not any("shell=" in text for text in users.values())
 
 
 def test_templates_are_rendered_in_the_immutable_sandbox(monkeypatch):
