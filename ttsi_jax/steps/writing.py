@@ -123,11 +123,11 @@ class Writing(Gating):
         does."""
         row = self.opened_row(draft, self.label_prompt(draft, pair), answerer, *purpose)
         log_likelihoods, prompt = yield from self.read(draft, "synthesize", row)
-        if tool is None:
+        if tool is None and self.config.gate.score == "channel":  # of this request, not of the input's own
+            scores = yield from self.request_likelihoods(draft, pair.query, "synthesize")
+        else:
             scores = self.scores(draft, log_likelihoods)
-            if self.config.gate.score == "channel":
-                scores = yield from self.request_likelihoods(draft, pair.query, "synthesize")
-            tool = draft.tool(draft.best(scores))
+        tool = tool or draft.tool(draft.best(scores))
         text, cut = yield from self.fill_in(answerer, draft, prompt, tool, "synthesize")
         samplings = self.samplings(n_samples)
         samples = yield from self.fill_in_all(answerer, draft, prompt, tool, "synthesize", samplings)
