@@ -6,7 +6,7 @@ A wave always has E rows of equal shapes; rows beyond the inputs at hand are dum
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import partial
 from typing import NamedTuple
 
@@ -70,6 +70,7 @@ class Pair(NamedTuple):
 
     prompt: Ids
     answer: Ids
+    learned: tuple[bool, ...] = ()  # which of the answer's tokens; empty: all
     rejected: Ids = ()  # a wrong answer, for losses that need one
     samples: tuple[Ids, ...] = ()  # sampled answers, likewise
     rewards: tuple[float, ...] = ()  # of each
@@ -320,8 +321,12 @@ class Waves:
         n_samples: int,
     ) -> Batch:
         """One training sequence per row, and what else the loss needs of it; `shape`: tokens, trained tokens."""
-        of = lambda answers: self._batch(prefixes, [p._replace(answer=a) for p, a in answers], *shape, whole)  # noqa: E731
-        batch = of((pair, pair.answer) for pair in pairs)
+
+        def of(answers: Iterable[tuple[Pair, Ids]]) -> Batch:
+            others = [pair._replace(answer=answer, learned=()) for pair, answer in answers]
+            return self._batch(prefixes, others, *shape, whole)
+
+        batch = self._batch(prefixes, pairs, *shape, whole)
         if "rejected" in extras:
             batch = batch._replace(rejected=of((pair, pair.rejected) for pair in pairs))
         if "samples" in extras:
@@ -344,6 +349,8 @@ class Waves:
         starts[: len(prompts)] = [len(prompt) for prompt in prompts]
         predict = np.minimum(starts[:, None] - 1 + index, length - 1)
         weights = (index < counts[:, None]).astype(np.float32)
+        for row, pair in enumerate(pairs):
+            weights[row, : len(pair.learned)] = pair.learned
         return Batch(tokens, *self.layout.rows((predict, labels, weights)))
 
 

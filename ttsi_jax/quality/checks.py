@@ -59,8 +59,8 @@ def copy(pair: Synthetic, evidence: Evidence) -> str | None:
 def grounded(pair: Synthetic, evidence: Evidence) -> str | None:
     """Every value of the call appears in the request or follows from it, see `ttsi_jax.quality.grounding`."""
     for call in pair.calls:
-        if name := ungrounded(call, pair.query, list(evidence.tools)):
-            return f"the request does not give argument '{name}'"
+        if names := ungrounded(call, pair.query, evidence.tools):
+            return f"the request does not give argument '{names[0]}'"
     return None
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -41,16 +41,15 @@ _INITIALS = 5  # most letters of a name made of initials
 _ENOUGH = 0.5  # share of a text's words that must be in the request
 
 
-def ungrounded(call: Call, request: str, tools: tuple[Tool, ...] | list[Tool]) -> str | None:
-    """The first argument whose value does not follow from the request, or None."""
+def ungrounded(call: Call, request: str, tools: Sequence[Tool]) -> list[str]:
+    """The arguments whose values do not follow from the request."""
     schemas = next((tool.properties for tool in tools if tool.name == call.name), {})
     known = _Request(request)
-    for name, value in call.arguments.items():
-        schema = schemas.get(name, {})
-        for leaf in _leaves(value):
-            if not (_proposed(leaf, schema) or known.holds(leaf)):
-                return name
-    return None
+
+    def follows(value: Any, schema: Mapping[str, Any]) -> bool:
+        return all(_proposed(leaf, schema) or known.holds(leaf) for leaf in _leaves(value))
+
+    return [name for name, value in call.arguments.items() if not follows(value, schemas.get(name, {}))]
 
 
 class _Request:

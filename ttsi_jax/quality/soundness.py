@@ -14,6 +14,5 @@ def sound(answer: Answer, example: Example, function: str | None = None) -> bool
         return False
     said = "\n".join(message["content"] for message in example.messages if message["role"] != "system")
     return bool(answer) and all(
-        check_call(call, example.tools) is None and ungrounded(call, said, example.tools) is None
-        for call in answer or ()
+        check_call(call, example.tools) is None and not ungrounded(call, said, example.tools) for call in answer or ()
     )

@@ -18,6 +18,8 @@ from ttsi_jax.config import Parts, RunConfig
 from ttsi_jax.errors import InputError
 from ttsi_jax.model.generation import Sampling
 from ttsi_jax.quality.checks import ASKING, Evidence, examine, examine_again
+from ttsi_jax.quality.confidence import call_tokens
+from ttsi_jax.quality.grounding import ungrounded
 from ttsi_jax.rules.extras import corrupted, reward
 from ttsi_jax.rules.interface import needed
 from ttsi_jax.steps.asking import NOT_FINITE
@@ -67,7 +69,11 @@ class Writing(Gating):
             pair = examine(pair, self.evidence(draft, pair), ["copy"])  # a copy needs no label
         if not (pair.calls or pair.reason):
             pair = yield from self.label(draft, pair)
-        return (yield from self.examine(draft, pair, number))
+        pair = yield from self.examine(draft, pair, number)
+        if self.config.synthesis.skip_ungrounded and pair.reason is None:
+            tools = pair.tools or draft.example.tools
+            pair = pair._replace(skipped=tuple(ungrounded(pair.calls[0], pair.query, tools)))
+        return pair
 
     def write(self, draft: Draft, attempt: int) -> Wanting:
         """A pair from the model or from elsewhere."""
@@ -200,12 +206,18 @@ class Writing(Gating):
         if self.in_context and len(draft.pairs) < self.config.synthesis.k:
             self.shown_prompt(draft, [*draft.shown, (pair.asked(), pair.calls)])
         prompt = self.encoder.suffix(draft.example, answer_messages(draft.example, pair.asked()), draft.prefix)
-        answer = call_ids(self.encoder, pair.calls[0]) + self.stop
         wrong = corrupted(pair, pair.tools or draft.example.tools) if "rejected" in self.extras else None
+        answer, learned = self.taught(pair, pair.calls[0])
         rejected = () if wrong is None else call_ids(self.encoder, wrong) + self.stop
         if len(draft.prefix) + len(prompt) + max(len(answer), len(rejected)) > self.context_length:
             raise InputError(NO_ROOM)
-        return Pair(prompt, answer, rejected)
+        return Pair(prompt, answer, learned, rejected)
+
+    def taught(self, pair: Synthetic, call: Call) -> tuple[Ids, tuple[bool, ...]]:
+        """The answer that is a pair's call, its own or another spelling of it, and which of its tokens are learned."""
+        tokens, places = call_tokens(call, self.encoder.fragment), [*pair.calls[0].arguments]
+        skipped = {places.index(name) for name in pair.skipped}
+        return tokens.ids + self.stop, (*(role not in skipped for role in tokens.roles), *(True for _ in self.stop))
 
     def copies(self, draft: Draft, pair: Synthetic) -> tuple[Pair, ...]:
         """The same pair among other functions, as the settings ask; one that does not fit is left out."""
@@ -218,7 +230,7 @@ class Writing(Gating):
             example = replace(draft.example, tools=tools)
             prefix = self.encoder.prefix(example)
             prompt = self.encoder.suffix(example, answer_messages(example, pair.query), prefix)
-            copy = Pair(prompt, call_ids(self.encoder, call) + self.stop, prefix=prefix)
+            copy = Pair(prompt, *self.taught(pair, call), prefix=prefix)
             if len(prefix) + len(prompt) + len(copy.answer) <= self.context_length:
                 found.append(copy)
         return tuple(found)

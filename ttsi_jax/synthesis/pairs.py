@@ -41,6 +41,8 @@ class SynthesisConfig:
         checks: what a pair must pass to be learned from, by name: `schema`, `copy`, `grounded`, `round-trip`,
           `channel`, `agreement` (see docs/quality.md).
         labels: sampled answers to a pair's request, for the check `agreement`.
+        skip_ungrounded: values that a pair's request does not hold are read in training but not learned, where no check
+          `grounded` drops the whole pair for them.
         held_out: write one more pair, which is not trained on; its loss before and after is recorded as evidence.
         augment: train on a copy of each pair for each of these names too: the functions in another `order`, among
           `distractors` (functions of other inputs), or with a `rename` of functions and arguments (needs the scope
@@ -61,6 +63,7 @@ class SynthesisConfig:
     max_tokens: int = 64
     checks: tuple[str, ...] = ("schema", "copy")
     labels: int = 4
+    skip_ungrounded: bool = False
     held_out: bool = False
     augment: tuple[Literal["order", "distractors", "rename"], ...] = ()
 
@@ -76,12 +79,13 @@ class Synthetic(NamedTuple):
     tools: tuple[Tool, ...] = ()  # the functions that it is about, where they are not the input's
     origin: str | None = None  # the id of the labelled example that it is
     usage: Mapping[str, float] | None = None  # what a teacher counted, see `ttsi_jax.synthesis.teacher`
+    skipped: tuple[str, ...] = ()  # arguments whose values are not learned
 
     def record(self) -> dict[str, Any]:
         """The pair as it stands in a run's records."""
         calls, accepted = [asdict(call) for call in self.calls], self.reason is None
         kept = {"query": self.query, "calls": calls, "accepted": accepted, "reason": self.reason, "check": self.check}
-        others = {"origin": self.origin, "usage": self.usage and dict(self.usage)}
+        others = {"origin": self.origin, "usage": self.usage and dict(self.usage), "skipped": [*self.skipped] or None}
         return kept | {name: value for name, value in others.items() if value is not None}
 
     def asked(self) -> str:

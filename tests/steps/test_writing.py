@@ -1,0 +1,66 @@
+"""Training sequences: what of a pair is learned."""
+
+from dataclasses import replace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tiny_runs import EXAMPLES, settings, task_of, tiny_model
+from ttsi_jax.config import check
+from ttsi_jax.errors import InputError
+from ttsi_jax.loop import run
+from ttsi_jax.model.decoder import Tokens, forward, logits
+from ttsi_jax.quality.confidence import call_tokens
+from ttsi_jax.synthesis import Synthetic
+from ttsi_jax.tasks import Call
+from ttsi_jax.tasks.prompts import PromptEncoder, answer_messages
+
+MODEL = tiny_model()
+ENCODER = PromptEncoder(MODEL.tokenizer)
+PAIR = Synthetic("What is 41 and 5?", (Call("add", {"a": 41, "b": 777}),))  # nothing in the request gives 777
+SKIPS = replace(settings().synthesis, skip_ungrounded=True)
+
+
+def one_run(**changes):
+    """An input whose one pair is PAIR."""
+    assert "add" in {tool.name for tool in EXAMPLES[0].tools}
+    [record] = run(MODEL, task_of(EXAMPLES[0]), settings(**changes), synthesizer=lambda *_: PAIR).records
+    return record
+
+
+def negative_log_likelihoods(pair):
+    """Of each token of the pair's answer, from one forward pass over the whole sequence."""
+    prefix = ENCODER.prefix(EXAMPLES[0])
+    prompt = prefix + ENCODER.suffix(EXAMPLES[0], answer_messages(EXAMPLES[0], pair.query), prefix)
+    answer = call_tokens(pair.calls[0], ENCODER.fragment).ids + MODEL.stop_ids[:1]
+    ids = jnp.asarray(prompt + answer)
+    index = jnp.arange(len(ids))
+    hidden, _ = forward(MODEL.config, MODEL.params, Tokens(ids, index, jnp.zeros_like(index)))
+    log_probs = jax.nn.log_softmax(logits(MODEL.config, MODEL.params, hidden))
+    return -np.asarray(log_probs)[np.arange(len(prompt), len(ids)) - 1, answer]
+
+
+def test_values_without_ground_are_read_but_not_learned():
+    by_token, roles = negative_log_likelihoods(PAIR), call_tokens(PAIR.calls[0], ENCODER.fragment).roles
+    given = np.array([role != 1 for role in (*roles, -2)])  # the place of `b`; the stop is learned
+    everything, skipping = one_run(), one_run(synthesis=SKIPS)
+    assert "skipped" not in everything.synthetic[0] and skipping.synthetic[0]["skipped"] == ["b"]
+    np.testing.assert_allclose(everything.losses[0], by_token.mean(), atol=1e-4)
+    np.testing.assert_allclose(skipping.losses[0], by_token[given].mean(), atol=1e-4)
+    assert abs(by_token.mean() - by_token[given].mean()) > 1e-2
+
+
+@pytest.mark.parametrize("loss", ["dpo", "reinforce"])
+def test_other_answers_of_a_pair_are_learned_whole(loss):
+    """A corrupted call and sampled ones have tokens of their own."""
+    of = lambda **more: one_run(adapt=replace(settings().adapt, loss=loss), **more)  # noqa: E731
+    assert np.isfinite(of(synthesis=SKIPS).losses).all()
+    if loss == "reinforce":  # which learns from samples alone
+        assert of(synthesis=SKIPS).losses == of().losses
+
+
+def test_a_method_that_trains_nothing_skips_nothing():
+    with pytest.raises(InputError, match="--synthesis.skip-ungrounded is about what is trained"):
+        check(settings(method="tt-icl", synthesis=SKIPS))
