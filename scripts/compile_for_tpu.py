@@ -1,10 +1,11 @@
-"""Compiles every program of a run for a TPU, on a machine that has none, and tells what it takes there.
+"""Compiles every program of a run for TPUs, on a machine that has none, and tells what each chip takes and does.
 
 Memory is the compiler's own account of the real program, or its refusal. FLOPs are its counts of pieces without loops
 (see `tpu_pieces.py`), times how often a program does them, with their ratio to a count by hand; bytes are the pieces'
 arguments and results once and their temporaries twice. Seconds are estimated from them: each piece takes the longer of
-its arithmetic at the chip's peak and its bytes at the chip's bandwidth. Nothing was run, so they are a bound that no
-program beats. The share compares them with the useful work of `bounds.py`. Needs libtpu: pip install -e ".[tpu-aot]"
+its arithmetic at the chip's peak, its bytes at the chip's bandwidth, and on a mesh what its collectives send at that of
+the chip's connections. Nothing was run, so they are a bound that no program beats. The share compares them with the
+useful work of `bounds.py`, divided over the chips. Needs libtpu: pip install -e ".[tpu-aot]"
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import sys
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from math import prod
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -25,19 +27,22 @@ import jax.numpy as jnp
 import numpy as np
 import tyro
 from jax.errors import JaxRuntimeError
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AxisType, Mesh
 
 from benchmarking import Line, console, show, write_json
 from bounds import Cost, Costs, Machine
-from tpu_pieces import Flops, Work, one_layer_of, pieces
+from collectives import collectives, sent
+from tpu_pieces import NOTHING, Flops, Piece, Work, one_layer_of, pieces
 from ttsi_jax.adaptation import AdaptConfig
 from ttsi_jax.batching.waves import PREFILL_ROWS, Pair, Shape, training_shape
 from ttsi_jax.checkpoints.config import from_hf
 from ttsi_jax.errors import InputError
 from ttsi_jax.model.config import DecoderConfig
 from ttsi_jax.model.quantized import Int8
+from ttsi_jax.model.sharding import ROWS, map_rows
 from ttsi_jax.rules import adamw, answer_cross_entropy
-from ttsi_jax.scaling.programs import SCOPES, Program, Sizes, run_programs
+from ttsi_jax.scaling.mesh import AXES, check_wave, mesh_shape
+from ttsi_jax.scaling.programs import SCOPES, Program, Sizes, placed, run_programs
 from workload import SHAPES
 from workload import Work as InputWork
 
@@ -45,11 +50,13 @@ GIB = 2**30
 
 
 class Chip(NamedTuple):
-    """What one chip has: bfloat16 FLOP/s, bytes per second, and the bytes that its compiler gives to a program."""
+    """What one chip has: bfloat16 FLOP/s, bytes per second, the bytes that its compiler gives to a program, and bytes
+    per second that it can send to other chips."""
 
     flops: float
     bandwidth: float
     memory: float
+    connections: float
 
     @property
     def machine(self) -> Machine:
@@ -57,10 +64,10 @@ class Chip(NamedTuple):
 
 
 CHIPS = {  # https://cloud.google.com/tpu/docs/system-architecture-tpu-vm; memory as the compiler states it
-    "v4": Chip(275e12, 1228e9, 30.75 * GIB),
-    "v5e": Chip(197e12, 819e9, 15.75 * GIB),
-    "v5p": Chip(459e12, 2765e9, 95.74 * GIB),
-    "v6e": Chip(918e12, 1640e9, 31.25 * GIB),
+    "v4": Chip(275e12, 1228e9, 30.75 * GIB, 300e9),
+    "v5e": Chip(197e12, 819e9, 15.75 * GIB, 200e9),
+    "v5p": Chip(459e12, 2765e9, 95.74 * GIB, 600e9),
+    "v6e": Chip(918e12, 1640e9, 31.25 * GIB, 400e9),
 }
 BASES = {  # how a base is kept: its dtype, and bytes of a weight where they are not the dtype's
     "bfloat16": (jnp.bfloat16, None),
@@ -68,16 +75,18 @@ BASES = {  # how a base is kept: its dtype, and bytes of a weight where they are
     "int8": (Int8(jnp.bfloat16), 1.0),
     "q8_0": (Int8(jnp.bfloat16, group=32), 34 / 32),
 }
-SMALLEST = {"v4": "2x2x1", "v5e": "1x1", "v5p": "2x2x1", "v6e": "1x1"}  # topologies; one chip of it is compiled for
+FLAT, DEEP = {1: "1x1", 4: "2x2", 8: "2x4", 16: "4x4", 32: "4x8"}, {4: "2x2x1", 8: "2x2x2", 16: "2x2x4", 32: "2x4x4"}
+TOPOLOGIES = {"v4": DEEP, "v5e": FLAT, "v5p": DEEP, "v6e": FLAT}  # by their number of chips
 
 
 @dataclass(frozen=True, kw_only=True)
 class Compile:
-    """Compile a run's programs for one chip of a TPU.
+    """Compile a run's programs for a TPU.
 
     Attributes:
         shape: the model, such as qwen2.5-1.5b.
         chip: the kind of TPU.
+        mesh: data=D,fsdp=F,model=M, as `ttsi-jax run --mesh`; by default one chip.
         wave: inputs of a wave.
         scopes: of the adapters.
         memory: as `ttsi-jax run --adapt.memory`: GiB for the intermediate values of training.
@@ -90,6 +99,7 @@ class Compile:
 
     shape: str = "qwen2.5-1.5b"
     chip: Literal["v4", "v5e", "v5p", "v6e"] = "v5e"
+    mesh: str = "data=1"
     wave: int = 32
     scopes: tuple[Literal["all", "suffix"], ...] = SCOPES  # type: ignore[assignment]
     memory: float = 2.0
@@ -113,12 +123,16 @@ class Memory(NamedTuple):
         return sum(self)
 
 
-def place(chip: str) -> NamedSharding:
-    """One chip of a topology that is not here.
+def make_mesh(chip: str, text: str) -> Mesh:
+    """Chips of the smallest topology that has enough, none of which is here.
 
     Raises:
-        InputError: libtpu is not installed.
+        InputError: libtpu is not installed, or the text means no mesh of so few chips.
     """
+    shape = mesh_shape(text)
+    name = next((name for n, name in TOPOLOGIES[chip].items() if n >= prod(shape)), None)
+    if name is None:
+        raise InputError(f"--mesh {text} takes {prod(shape)} chips; at most {max(TOPOLOGIES[chip])} are compiled for")
     if importlib.util.find_spec("libtpu") is None:
         raise InputError('libtpu is not installed: pip install -e ".[tpu-aot]"')
     # What libtpu would ask a TPU machine for.
@@ -126,20 +140,23 @@ def place(chip: str) -> NamedSharding:
         "TPU_SKIP_MDS_QUERY": "1",
         "TPU_ACCELERATOR_TYPE": "v5litepod-1",
         "TPU_WORKER_HOSTNAMES": "localhost",
+        "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # no TPU is taken, so several processes may compile
     }
     jax.config.update("jax_platforms", "cpu")
     from jax.experimental import topologies
 
-    bounds = {"chips_per_host_bounds": (1, 1, 1)} if SMALLEST[chip] == "1x1" else {}
-    topology = topologies.get_topology_desc(platform="tpu", topology_name=f"{chip}:{SMALLEST[chip]}", **bounds)
-    return NamedSharding(Mesh(np.array(topology.devices[:1]), ("chip",)), PartitionSpec())
+    bounds = {"chips_per_host_bounds": (1, 1, 1)} if name == "1x1" else {}
+    topology = topologies.get_topology_desc(platform="tpu", topology_name=f"{chip}:{name}", **bounds)
+    devices = np.array(topology.devices[: prod(shape)]).reshape(shape)
+    return Mesh(devices, AXES, axis_types=(AxisType.Auto,) * 3)
 
 
-def memory_of(program: Program, where: NamedSharding) -> tuple[Memory | str, float]:
-    """What a program takes, or why it does not fit; and the seconds that compiling took."""
+def memory_of(program: Program, mesh: Mesh) -> tuple[Memory | str, float]:
+    """What a program takes of each chip, or why it does not fit; and the seconds that compiling took."""
     start = time.perf_counter()
     try:
-        found = program.placed(where).trace().lower().compile().memory_analysis()
+        with jax.set_mesh(mesh):
+            found = program.placed(mesh).trace().lower().compile().memory_analysis()
     except JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
@@ -151,7 +168,7 @@ def memory_of(program: Program, where: NamedSharding) -> tuple[Memory | str, flo
 
 
 class Estimate(NamedTuple):
-    """What one call of a program does, as the compiler counts it, and how long that takes at least."""
+    """What one call of a program does on each chip, as the compiler counts it, and how long that takes at least."""
 
     work: Work
     by_hand: float  # FLOPs
@@ -159,35 +176,42 @@ class Estimate(NamedTuple):
 
 
 def estimate(
-    name: str, made: Mapping[int, Program], config: DecoderConfig, rank: int, chip: Chip, where: Any
+    name: str, made: Mapping[int, Program], config: DecoderConfig, rank: int, chip: Chip, mesh: Mesh
 ) -> Estimate:
     """`made`: the program for a decoder of one layer, of two, and of all."""
-    by_layers = {n: pieces(name, program, Flops(one_layer_of(config, n), rank)) for n, program in made.items()}
-    total, by_hand, seconds = Work(0.0, 0.0), 0.0, 0.0
-    for one, two, whole in zip(*(by_layers[n] for n in (1, 2, config.n_layers)), strict=True):
-        first, second = (_count(piece, where) for piece in (one, two))
+    parts = prod(mesh.shape[axis] for axis in ROWS)
+    of = lambda n: pieces(name, made[n], Flops(one_layer_of(config, n), rank), parts)  # noqa: E731
+    total, by_hand, seconds = NOTHING, 0.0, 0.0
+    for one, two, whole in zip(*map(of, (1, 2, config.n_layers)), strict=True):
+        first, second = (_count(one_layer_of(config, n), piece, mesh) for n, piece in ((1, one), (2, two)))
         work = (first + (second + first * -1) * (config.n_layers - 1)) * whole.times
-        total, by_hand = total + work, by_hand + whole.flops * whole.times
-        seconds += max(work.flops / chip.flops, work.bytes / chip.bandwidth)
+        total, by_hand = total + work, by_hand + whole.flops * whole.times / mesh.size
+        seconds += max(work.flops / chip.flops, work.bytes / chip.bandwidth, work.sent / chip.connections)
     return Estimate(total, by_hand, seconds)
 
 
-def _count(piece: Any, where: NamedSharding) -> Work:
-    placed = Program(jax.jit(piece.function), piece.arguments, {}).placed(where)
-    compiled = placed.trace().lower().compile()
+def _count(config: DecoderConfig, piece: Piece, mesh: Mesh) -> Work:
+    def on_parts(params: Any, *rows: Any) -> Any:
+        return map_rows(piece.function, (params,), rows)
+
+    function = piece.function if piece.divided else on_parts
+    with jax.set_mesh(mesh):
+        compiled = jax.jit(function).trace(*placed(config, mesh, *piece.arguments)).lower().compile()
     memory: Any = compiled.memory_analysis()
     # The compiler's "bytes accessed" also count what moves within the chip: four times a decoding step's true reading.
     outside = memory.argument_size_in_bytes + memory.output_size_in_bytes + 2 * memory.temp_size_in_bytes
-    return Work(compiled.cost_analysis()["flops"], outside)  # pyright: ignore[reportOptionalSubscript]
+    received = collectives(compiled.as_text() or "")
+    flops = compiled.cost_analysis()["flops"]  # pyright: ignore[reportOptionalSubscript]
+    return Work(flops, outside, received, sent(received, max(mesh.shape["fsdp"], mesh.shape["model"])))
 
 
-def useful(options: Compile, config: DecoderConfig) -> dict[str, Cost]:
-    """The work that each program's call cannot avoid."""
+def useful(options: Compile, config: DecoderConfig, parts: int) -> dict[str, Cost]:
+    """The work that each program's call cannot avoid, all chips together."""
     itemsize = 4 if options.dtype == "float32" else 2
     costs, work, n = Costs(config, itemsize, weight=BASES[options.dtype][1]), options.work, options.wave
     prompt, packed = work.prefix + work.suffix, work.candidates * (work.name - 1)
     found = {
-        "prefill": costs.read(PREFILL_ROWS, work.prefix, projected=0),
+        "prefill": costs.read(PREFILL_ROWS * parts, work.prefix, projected=0),
         "score": costs.read(n, work.suffix + packed, work.prefix, packed + 1),
         "decode": costs.decode(n, work.answer, prompt),
     }
@@ -201,7 +225,9 @@ def useful(options: Compile, config: DecoderConfig) -> dict[str, Cost]:
 def measure(options: Compile) -> dict[str, Any]:
     if options.shape not in SHAPES:
         raise InputError(f"no shape is called '{options.shape}'; known: {', '.join(SHAPES)}")
-    where, chip, work = place(options.chip), CHIPS[options.chip], options.work
+    mesh, chip, work = make_mesh(options.chip, options.mesh), CHIPS[options.chip], options.work
+    parts = prod(mesh.shape[axis] for axis in ROWS)
+    check_wave(options.wave, parts)
     config = from_hf(SHAPES[options.shape] | {"rms_norm_eps": 1e-5})
     shape = Shape(work.prefix, work.suffix, work.candidates, work.name)
     pair = Pair((0,) * (work.suffix - work.trained), (0,) * work.trained)
@@ -210,7 +236,7 @@ def measure(options: Compile) -> dict[str, Any]:
     rule, loss = adamw(work.lr), answer_cross_entropy
     of = lambda n: one_layer_of(config, n)  # noqa: E731
     every = {
-        n: run_programs(of(n), BASES[options.dtype][0], sizes, settings, rule, loss, options.scopes)
+        n: run_programs(of(n), BASES[options.dtype][0], sizes, settings, rule, loss, options.scopes, parts=parts)
         for n in sorted({1, 2, config.n_layers})
     }
     whole = every[config.n_layers]
@@ -222,16 +248,16 @@ def measure(options: Compile) -> dict[str, Any]:
         how = whole[name].options
         own: dict[str, Any] = {"chunk": how.get("chunk"), "remat": how.get("remat")}
         if options.only != "work":
-            own["memory"], own["compile_seconds"] = memory_of(whole[name], where)
+            own["memory"], own["compile_seconds"] = memory_of(whole[name], mesh)
         if options.only != "memory":
             made = {n: _with_chunk(programs[name], how) for n, programs in every.items()}
-            own["estimate"] = estimate(name, made, config, settings.rank, chip, where)
-            own["bound_seconds"] = useful(options, config)[name].seconds(chip.machine)
+            own["estimate"] = estimate(name, made, config, settings.rank, chip, mesh)
+            own["bound_seconds"] = useful(options, config, parts)[name].seconds(chip.machine) / mesh.size
         found[name] = own
     versions = {name: importlib.metadata.version(name) for name in ("jax", "libtpu")}
     return {
-        "shape": options.shape, "chip": options.chip, "wave": options.wave, "dtype": options.dtype,
-        "work": asdict(work), "programs": found, "versions": versions,
+        "shape": options.shape, "chip": options.chip, "mesh": options.mesh, "wave": options.wave,
+        "dtype": options.dtype, "work": asdict(work), "programs": found, "versions": versions,
     }  # fmt: skip
 
 
@@ -250,19 +276,21 @@ def report(results: Mapping[str, Any]) -> None:
             sizes, fits = f"{sizes} + {memory.results / GIB:.2f}", f"{memory.total / chip.memory:.0%}"
         else:
             sizes, fits = memory or "", "no" if memory else ""
-        figures = ("", "", "", "")
+        figures = ("", "", "", "", "")
         if found is not None:
             figures = (
                 f"{found.work.flops / 1e12:,.2f} ({found.work.flops / found.by_hand:.3f})",
                 f"{found.work.bytes / 1e9:,.1f}",
+                ", ".join(f"{kind} {size / 1e9:,.2f}" for kind, size in found.work.received.items() if size) or "none",
                 f"{found.seconds:.3f}",
                 f"{own['bound_seconds'] / found.seconds:.0%}",
             )
         label = name + (f" (by {own['chunk']}{', remat' * own['remat']})" if own["chunk"] else "")
         lines.append(Line(label, (sizes, fits, *figures), f"{own['bound_seconds']:.3f} s" if found else ""))
     headings = ("program", "arguments + temporaries + results, GiB", "of the chip", "TFLOP (to a count by hand)",
-                "GB", "seconds at least", "share of the bound")  # fmt: skip
-    title = f"{results['shape']} in {results['dtype']} on one {results['chip']} chip, waves of {results['wave']}"
+                "GB", "collectives, GB received", "seconds at least", "share of the bound")  # fmt: skip
+    where = f"{results['chip']}, mesh {results['mesh']}, waves of {results['wave']}; of each chip"
+    title = f"{results['shape']} in {results['dtype']} on {where}"
     show(title, headings, lines)
 
 

@@ -6,7 +6,7 @@ compiled with one layer and with two; the difference is a layer's, and all other
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -24,16 +24,24 @@ from ttsi_jax.scaling.programs import Program
 
 
 class Work(NamedTuple):
-    """What a compiled piece does, as the compiler counts it."""
+    """What a compiled piece does on each chip, as the compiler counts it."""
 
     flops: float
     bytes: float
+    received: Mapping[str, float]  # bytes by collectives of each kind
+    sent: float  # bytes
 
     def __add__(self, other: Work) -> Work:  # type: ignore[override]
-        return Work(*(a + b for a, b in zip(self, other, strict=True)))
+        kinds = {**self.received, **other.received}
+        received = {kind: self.received.get(kind, 0.0) + other.received.get(kind, 0.0) for kind in kinds}
+        return Work(self.flops + other.flops, self.bytes + other.bytes, received, self.sent + other.sent)
 
     def __mul__(self, times: float) -> Work:  # type: ignore[override]
-        return Work(*(times * value for value in self))
+        received = {kind: times * size for kind, size in self.received.items()}
+        return Work(times * self.flops, times * self.bytes, received, times * self.sent)
+
+
+NOTHING = Work(0.0, 0.0, {}, 0.0)
 
 
 class Piece(NamedTuple):
@@ -43,6 +51,7 @@ class Piece(NamedTuple):
     arguments: tuple[Any, ...]
     times: float
     flops: float  # of all layers, once
+    divided: bool = False  # whether the function itself divides its rows over a mesh
 
 
 def one_layer_of(config: DecoderConfig, n: int) -> DecoderConfig:
@@ -50,13 +59,14 @@ def one_layer_of(config: DecoderConfig, n: int) -> DecoderConfig:
     return replace(config, n_layers=n, local_layers=config.local_layers[:n])
 
 
-def pieces(name: str, program: Program, flops: Flops) -> list[Piece]:
-    """The pieces of a program that `run_programs` made, whose arguments may be of a decoder with fewer layers."""
+def pieces(name: str, program: Program, flops: Flops, parts: int = 1) -> list[Piece]:
+    """The pieces of a program that `run_programs` made for a wave in so many `parts`; its arguments may be of a decoder
+    with fewer layers."""
     config, params, *rest = program.arguments
     if name == "prefill":
         n_rows, n_tokens = rest[0].shape
         call = lambda params, *rest: program.function(config, params, *rest)  # noqa: E731
-        return [Piece(call, (params, *rest), 1, n_rows * flops.read(n_tokens, 0, 0))]
+        return [Piece(call, (params, *rest), 1, n_rows * flops.read(n_tokens, 0, 0), divided=True)]
     if name == "score":
         tokens, _, candidates, past, adapters = rest
         return [_reading(config, params, tokens, candidates, past, adapters, program.options["scale"], flops)]
@@ -65,7 +75,7 @@ def pieces(name: str, program: Program, flops: Flops) -> list[Piece]:
     rule_step, loss, adapters, states, batches, _, _, keys, tokens, _, candidates, past, _, _ = rest
     options = program.options
     own = (adapters, states, batches, keys, past)
-    training = _training(config, params, rule_step, loss, own, options, flops)
+    training = _training(config, params, rule_step, loss, own, options, flops, parts)
     return [training, _reading(config, params, tokens, candidates, past, adapters, options["scale"], flops)]
 
 
@@ -105,14 +115,14 @@ def _decoding(config: DecoderConfig, params: Any, lanes: Any, arrivals: Any, sca
     ids = fed = jax.ShapeDtypeStruct((n_rows,), jnp.int32)
     past = _n_past((*arrivals.rows.past, arrivals.rows.prompts.cache, lanes.own))
     work = flops.read(1, past, 1, arrivals.rows.adapters is not None)
-    return Piece(step, (params, arrivals.rows, lanes.own, ids, fed), n_steps, n_rows * work)
+    return Piece(step, (params, arrivals.rows, lanes.own, ids, fed), n_steps, n_rows * work, divided=True)
 
 
 def _training(
-    config: DecoderConfig, params: Any, rule_step: Any, loss: Any, own: tuple, options: dict, flops: Flops
+    config: DecoderConfig, params: Any, rule_step: Any, loss: Any, own: tuple, options: dict, flops: Flops, parts: int
 ) -> Piece:
     """One step of a chunk's examples: forward, backward, and the rule's update."""
-    chunk, remat = options["chunk"], options["remat"]
+    chunk, remat = options["chunk"] * parts, options["remat"]  # each part trains its own chunk
     adapters, states, batches, keys, past = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct((chunk, *x.shape[1:]), x.dtype), own
     )

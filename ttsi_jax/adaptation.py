@@ -21,7 +21,7 @@ from ttsi_jax.model.cache import Cache, wave_axis
 from ttsi_jax.model.config import DecoderConfig
 from ttsi_jax.model.decoder import Params, Past, Tokens, logits, run_layers
 from ttsi_jax.model.lora import TARGETS, Adapter, LoraConfig, init_adapter
-from ttsi_jax.model.sharding import map_rows
+from ttsi_jax.model.sharding import in_any_part, map_rows
 from ttsi_jax.rules.interface import Batch, Forward, Loss, LossFn, Outputs, RuleStep, State, UpdateRule
 from ttsi_jax.rules.losses import answer_cross_entropy
 
@@ -248,7 +248,7 @@ def adapt_wave(
         def adapt_chunk(part: tuple[Any, ...]) -> tuple[Adapter, Array, Array]:
             *rows, own_past, held_out = part
             train = jax.vmap(one, (0,) * len(rows) + (axis, 0))
-            return jax.lax.cond(jnp.any(part[4] > 0), train, skip, *rows, own_past or common, held_out)
+            return jax.lax.cond(in_any_part(jnp.any(part[4] > 0)), train, skip, *rows, own_past or common, held_out)
 
         chunks = jax.tree.map(lambda x: x.reshape(-1, chunk, *x.shape[1:]), wave)
         return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), jax.lax.map(adapt_chunk, chunks))

@@ -18,27 +18,26 @@ from typing import Any
 import jax
 import numpy as np
 
+from collectives import KIND
 from tiny_runs import numbered, settings, task_of, timeless
 from ttsi_jax.answering import AnswerConfig
 from ttsi_jax.batching import guided, lanes, waves
 from ttsi_jax.checkpoints import load_model
 from ttsi_jax.guided import decoding
 from ttsi_jax.loop import run
-from ttsi_jax.model.sharding import MODEL
+from ttsi_jax.model.sharding import FSDP, MODEL
 from ttsi_jax.scaling.mesh import make_mesh
 
-MESHES = ("data=8,model=1", "data=4,model=2", "data=2,model=4", "data=1,model=8")
-MORE = MESHES[1]  # where a base in int8 and guided calls are run too
+MESHES = (
+    "data=8,model=1", "data=4,model=2", "data=2,model=4", "data=1,model=8", "data=2,fsdp=4", "data=2,fsdp=2,model=2",
+)  # fmt: skip
+MORE = (MESHES[1], MESHES[-1])  # where a base in int8 and guided calls are run too
 WAVE, TASK = 8, task_of(*numbered(10))
 PROGRAMS = (
     (waves, "prefill_wave"), (waves, "score_wave"), (waves, "adapt_and_score"), (waves, "prompt_kl_wave"),
     (lanes, "nothing_decoding"), (lanes, "decode_wave"), (guided, "no_lanes"), (guided, "admit"),
     (decoding, "read_tokens"), (decoding, "mask_and_sample"), (decoding, "append"),
 )  # fmt: skip
-COLLECTIVE = re.compile(
-    r" (all-reduce|all-gather|all-to-all|ragged-all-to-all|collective-permute|collective-broadcast|reduce-scatter)"
-    r"(?:-start)?\("
-)
 
 
 def groups(line: str, n_devices: int) -> list[list[int]]:
@@ -59,9 +58,9 @@ def groups(line: str, n_devices: int) -> list[list[int]]:
 
 
 @contextmanager
-def collectives(n_model: int, found: dict[str, dict[str, list[str]]]) -> Any:
-    """Notes each program that is called, and of its collectives the kinds: `within` the devices of one part, and those
-    that go `across` parts."""
+def collectives(n_devices: int, found: dict[str, dict[str, list[str]]]) -> Any:
+    """Notes each program that is called, and of its collectives the kinds: `within` so many neighbouring devices, which
+    have the base together, those that go `across` such groups, and those `not in a loop`."""
     originals = [(module, name, getattr(module, name)) for module, name in PROGRAMS]
 
     def spy(name: str, function: Any) -> Any:
@@ -79,10 +78,11 @@ def collectives(n_model: int, found: dict[str, dict[str, list[str]]]) -> Any:
         return called
 
     def note(name: str, text: str) -> None:
-        own = found.setdefault(name, {"within": [], "across": []})
+        own = found.setdefault(name, {"within": [], "across": [], "not in a loop": []})
+        own["not in a loop"] += [kind[1] for kind in KIND.finditer(text[text.index("\nENTRY") :])]
         for line in text.splitlines():
-            if kind := COLLECTIVE.search(line):
-                parts = [{device // n_model for device in group} for group in groups(line, len(jax.devices()))]
+            if kind := KIND.search(line):
+                parts = [{device // n_devices for device in group} for group in groups(line, len(jax.devices()))]
                 own["within" if all(len(part) == 1 for part in parts) else "across"].append(kind[1])
 
     for module, name, function in originals:
@@ -119,10 +119,10 @@ def main(path: str, out: str, guided: str = "") -> None:
         mesh = make_mesh(text, WAVE)
         assert mesh is not None
         model = load_model(path, mesh=mesh)
-        int8 = load_model(path, dtype="int8", mesh=mesh) if text == MORE else None
+        int8 = load_model(path, dtype="int8", mesh=mesh) if text in MORE else None
         programs: dict[str, Any] = {}
-        with collectives(mesh.shape[MODEL], programs):
-            records = runs(model, int8, kept / text, bool(guided) and text == MORE)
+        with collectives(mesh.shape[FSDP] * mesh.shape[MODEL], programs):
+            records = runs(model, int8, kept / text, bool(guided) and text in MORE)
         shards = defaultdict(dict)
         for keys, leaf in jax.tree_util.tree_leaves_with_path(model.params):
             name = ".".join(str(key.key) for key in keys)

@@ -35,7 +35,7 @@ def found(tmp_path_factory) -> dict[str, Any]:
     shape = {"num_attention_heads": 8, "num_key_value_heads": 2, "head_dim": 4, "vocab_size": 536}
     model = write_model(directory / "tiny", **shape)
     flags = "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
-    paths = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
+    paths = os.pathsep.join(str(ROOT / name) for name in (".", "tests", "scripts"))
     env = os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu", "PYTHONPATH": paths}
     program = [sys.executable, str(Path(__file__).with_name("on_meshes.py")), str(model), str(directory / "out")]
     guided = ["guided"] * (importlib.util.find_spec("llguidance") is not None)
@@ -58,22 +58,33 @@ def test_programs_communicate_only_within_the_devices_that_share_the_base(found,
     programs = found[mesh]["programs"]
     assert programs.keys() == PER_EXAMPLE | (GUIDED_PROGRAMS if "guided" in found[mesh]["records"] else set())
     assert {name: own["across"] for name, own in programs.items() if own["across"]} == {}
-    if mesh.endswith("model=1"):
-        assert not any(own["within"] for own in programs.values())
-    else:  # two sums a layer, at least
-        for name in ("score_wave", "adapt_and_score", "decode_wave"):
-            assert programs[name]["within"].count("all-reduce") >= 2, name
+    shape, within = found[mesh]["shape"], {name: own["within"] for name, own in programs.items()}
+    if shape["model"] * shape["fsdp"] == 1:
+        assert not any(within.values())
+    for name in ("score_wave", "adapt_and_score", "decode_wave"):
+        if shape["model"] > 1:  # two sums a layer, at least
+            assert within[name].count("all-reduce") >= 2, name
+        if shape["fsdp"] > 1:  # the seven matrices of a layer, whose code all layers share, and the vocabulary's
+            assert within[name].count("all-gather") >= 8, name
+
+
+@pytest.mark.parametrize("mesh", [mesh for mesh in MESHES if "fsdp" in mesh])
+def test_layers_are_gathered_in_every_step_of_decoding(found, mesh):
+    """Gathered before its loop, the whole base would be in memory."""
+    assert "all-gather" not in found[mesh]["programs"]["decode_wave"]["not in a loop"]
 
 
 @pytest.mark.parametrize("mesh", MESHES)
 def test_each_device_holds_its_part_of_the_base(found, mesh):
-    n, shards = found[mesh]["shape"]["model"], found[mesh]["shards"]
+    n, n_fsdp, shards = found[mesh]["shape"]["model"], found[mesh]["shape"]["fsdp"], found[mesh]["shards"]
     axes = {f"layers.0.{name}.kernel": 1 for name in ("q", "gate", "up", *(("k", "v") if n <= 2 else ()))}
     axes |= {"layers.0.o.kernel": 0, "layers.0.down.kernel": 0, "embed": 0, "head.kernel": 1}
     for name, own in shards.items():
         expected = list(own["whole"])
         if name in axes:
             expected[axes[name]] //= n
+        if len(expected) == 2:
+            expected[int(name.split(".")[-2:][0] in ("o", "down", "embed"))] //= n_fsdp
         assert own["part"] == expected, name
 
 
@@ -95,7 +106,7 @@ def test_a_run_may_go_on_elsewhere(found, mesh):
 
 @pytest.mark.parametrize("text", ["", "data", "data=0", "data=2;model=2", "rows=2", "data=2,data=4", "data=2,", "2x4"])
 def test_what_means_no_mesh_is_refused(text):
-    with pytest.raises(InputError, match=r"it must be data=D,model=M, such as data=4,model=2"):
+    with pytest.raises(InputError, match=r"it must be data=D,fsdp=F,model=M or some of these, such as data=4,model=2"):
         make_mesh(text)
 
 
@@ -105,7 +116,7 @@ def test_one_device_is_no_mesh():
     many = 4 * len(jax.devices())
     with pytest.raises(InputError, match=f"--mesh data={many} needs {many} devices; there are {many // 4}"):
         make_mesh(f"data={many}")
-    with pytest.raises(InputError, match="--wave is 6; with data=4 in --mesh it must be a multiple of 4"):
+    with pytest.raises(InputError, match="--wave is 6; --mesh divides it into 4 parts, so it must be a multiple of 4"):
         check_wave(6, 4)
 
 
@@ -119,8 +130,8 @@ def config_of(**changes: Any) -> Any:
     return from_hf(VARIANTS["qwen2"] | changes)
 
 
-def specs(n_model: int, **changes: Any) -> dict[str, PartitionSpec]:
-    mesh: Any = AbstractMesh((2, n_model), ("data", "model"))
+def specs(n_model: int, n_fsdp: int = 1, **changes: Any) -> dict[str, PartitionSpec]:
+    mesh: Any = AbstractMesh((2, n_fsdp, n_model), ("data", "fsdp", "model"))
     tree = jax.tree_util.tree_leaves_with_path(param_shardings(config_of(**changes), mesh))
     return {".".join(str(key.key) for key in keys): leaf.spec for keys, leaf in tree}
 
@@ -135,11 +146,22 @@ def test_weights_are_divided_as_in_megatron():
     assert set(specs(1).values()) <= {PartitionSpec(), PartitionSpec(None), PartitionSpec(None, None)}
 
 
+def test_the_hidden_size_is_divided_over_fsdp():
+    found = specs(2, 3)
+    assert found["layers.1.q.kernel"] == found["head.kernel"] == PartitionSpec("fsdp", "model")
+    assert found["layers.1.down.kernel"] == found["embed"] == PartitionSpec("model", "fsdp")
+    assert found["layers.0.q.bias"] == PartitionSpec("model") and found["final_norm.scale"] == PartitionSpec()
+    with pytest.raises(InputError, match="fsdp=5 in --mesh does not divide the hidden size 48"):
+        specs(1, 5)
+
+
 def test_scales_lie_as_the_values_that_they_scale():
-    mesh: Any = AbstractMesh((2, 4), ("data", "model"))
+    mesh: Any = AbstractMesh((2, 1, 4), ("data", "fsdp", "model"))
     into, back = (NamedSharding(mesh, PartitionSpec(*spec)) for spec in ((None, "model"), ("model", None)))
     assert for_scales(into, (1, 64)).spec == into.spec and for_scales(into, (3, 64)).spec == into.spec
     assert for_scales(back, (8, 64)).spec == back.spec
+    gathered = NamedSharding(mesh, PartitionSpec("fsdp", "model"))
+    assert for_scales(gathered, (1, 64)).spec == PartitionSpec(None, "model")
     assert for_scales(back, (1, 64)).spec == for_scales(back, (6, 64)).spec == PartitionSpec(None, None)
 
 

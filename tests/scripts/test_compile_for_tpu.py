@@ -10,13 +10,15 @@ from pathlib import Path
 import pytest
 
 import compile_for_tpu
-from compile_for_tpu import CHIPS, SMALLEST, Memory
+from collectives import collectives, sent
+from compile_for_tpu import CHIPS, TOPOLOGIES, Memory
+from workload import SHAPES
 
 ROOT = Path(__file__).parents[2]
 
 
 def test_every_chip_has_its_figures():
-    assert CHIPS.keys() == SMALLEST.keys()
+    assert CHIPS.keys() == TOPOLOGIES.keys()
     assert all(chip.flops > chip.bandwidth > chip.memory for chip in CHIPS.values())
 
 
@@ -27,16 +29,47 @@ def test_without_libtpu_it_says_what_to_install(monkeypatch, capsys):
     assert "tpu-aot" in capsys.readouterr().out
 
 
-@pytest.mark.skipif(find_spec("libtpu") is None, reason="needs libtpu (extra tpu-aot)")
-def test_a_tiny_model_is_compiled_for_a_chip(tmp_path):
-    """In a process of its own, which may not see a TPU."""
+def test_what_collectives_give_each_device():
+    text = """
+      %all-reduce.1 = bf16[2,8]{1,0:T(8,128)} all-reduce(bf16[2,8]{1,0} %x), replica_groups={{0,1}}
+      %all-reduce.2 = (f32[4]{0}, s32[]) all-reduce(f32[4]{0} %y, s32[] %z), to_apply=%add
+      %all-gather-start.3 = (bf16[4,8]{1,0}, bf16[8,8]{1,0}) all-gather-start(bf16[4,8]{1,0} %w), dimensions={0}
+      %all-gather-done.3 = bf16[8,8]{1,0} all-gather-done(%all-gather-start.3)
+      %add.4 = f32[8]{0} add(f32[8]{0} %a, f32[8]{0} %b)
+    """
+    found = collectives(text)
+    assert found == {"all-reduce": 2 * 16 + 4 * 4 + 4, "all-gather": 2 * 64}
+    assert sent(found, 2) == 52 + 64 and sent(found, 4) == 1.5 * 52 + 0.75 * 128
+
+
+def compiled(path: Path, *more: str) -> dict:
+    """What the script finds for a tiny model, in a process of its own, which may not see a TPU."""
     sizes = [f"--work.{name}={n}" for name, n in (("prefix", 64), ("suffix", 32), ("answer", 8), ("trained", 16))]
     command = [sys.executable, "scripts/compile_for_tpu.py", "--shape", "tiny", "--wave", "8", *sizes]
-    chosen = ["--programs", "score", "adapt, suffix", "--json", str(tmp_path / "found.json")]
-    subprocess.run([*command, *chosen], cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)}, check=True, timeout=500)
-    found = json.loads((tmp_path / "found.json").read_text())["programs"]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    subprocess.run([*command, *more, "--json", str(path)], cwd=ROOT, env=environment, check=True, timeout=500)
+    return json.loads(path.read_text())["programs"]
+
+
+@pytest.mark.skipif(find_spec("libtpu") is None, reason="needs libtpu (extra tpu-aot)")
+def test_a_tiny_model_is_compiled_for_a_chip(tmp_path):
+    found = compiled(tmp_path / "found.json", "--programs", "score", "adapt, suffix")
     assert set(found) == {"score", "adapt, suffix"}
     for own in found.values():
         assert own["memory"].keys() == set(Memory._fields) and own["memory"]["arguments"] > 0
         assert own["estimate"]["work"]["flops"] > 0.9 * own["estimate"]["by_hand"] > 0
-        assert own["estimate"]["seconds"] > 0
+        assert own["estimate"]["seconds"] > 0 and not own["estimate"]["work"]["received"]
+
+
+@pytest.mark.skipif(find_spec("libtpu") is None, reason="needs libtpu (extra tpu-aot)")
+def test_a_tiny_model_is_compiled_for_chips_that_share_it(tmp_path):
+    """Over `model` the stream is summed after the embedding and twice in each layer whose result is wanted (not in the
+    last one, where only keys and values are); over `fsdp` a layer's matrices are gathered."""
+    of = lambda mesh: compiled(tmp_path / "found.json", "--programs", "prefill", "--mesh", mesh)["prefill"]  # noqa: E731
+    config, one = SHAPES["tiny"], of("data=1")
+    stream, n_whole = 2 * 4 * 64 * config["hidden_size"], config["num_hidden_layers"] - 1
+    assert of("model=2")["estimate"]["work"]["received"]["all-reduce"] == (1 + 2 * n_whole) * stream
+    gathered = of("fsdp=2")
+    layer = 48 * (48 + 24 + 24 + 48 + 3 * 80)
+    assert gathered["estimate"]["work"]["received"]["all-gather"] >= 2 * n_whole * layer
+    assert gathered["memory"]["arguments"] < one["memory"]["arguments"]

@@ -117,7 +117,7 @@ class Waves:
         self._part = self._most_trained = size // self.layout.parts  # rows at a time; less, once memory ran out
         self._base = theta_0
         if theta_0.adapters is not None:
-            self._base = theta_0._replace(adapters=self.layout.adapters(repeat(theta_0.adapters, size)))
+            self._base = theta_0._replace(adapters=self.layout.rows(repeat(theta_0.adapters, size)))
         self._prefix_memory = prefix_memory
         self._prefixes: OrderedDict[Ids, Cache] = OrderedDict()
         self._special = special_ids(model.tokenizer, model.stop_ids)
@@ -296,8 +296,8 @@ class Waves:
         of_pairs, of_steps = self.layout.rows((n_pairs, n_steps))
 
         def train(chunk: int) -> tuple[Adapter, Array, Array, Scored]:
-            adapters, states = init_wave(init_keys, self.model.config, config.lora, rule, of_steps, start)
-            adapters = self.layout.adapters(adapters)
+            fresh = init_wave(init_keys, self.model.config, config.lora, rule, of_steps, start)
+            adapters, states = self.layout.rows(fresh)
             return adapt_and_score(
                 self.model.config, self.model.params, rule.step, loss, adapters, states, batch, of_pairs, of_steps,
                 step_keys, *prompts, theta_0, watched, max_steps=config.epochs * max_pairs, scale=config.lora.scale,

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple, Protocol
 
 import jax
 import numpy as np
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import Mesh
 from transformers import PreTrainedTokenizerFast
 
 from ttsi_jax.checkpoints.config import from_gguf, from_hf
@@ -32,7 +32,7 @@ from ttsi_jax.errors import InputError, ModelFileError
 from ttsi_jax.model.config import DecoderConfig
 from ttsi_jax.model.decoder import abstract_params
 from ttsi_jax.model.quantized import Int8, Quantized
-from ttsi_jax.scaling.mesh import for_scales, param_shardings, put
+from ttsi_jax.scaling.mesh import param_shardings, put_weight
 
 DTYPES = ("float32", "bfloat16", "int8")
 GENERATION = "generation_config.json"
@@ -196,7 +196,8 @@ def read_params(
     def read(name: str, slot: Slot) -> jax.Array | Quantized:
         target = targets[slot.path]
         quantised = isinstance(dtype, Int8) and len(target.shape) == 2
-        return _to_device((_read_int8 if quantised else _read_param)(file, name, slot, target), places[slot.path])
+        param = (_read_int8 if quantised else _read_param)(file, name, slot, target)
+        return jax.block_until_ready(put_weight(param, places[slot.path]))  # so that the host's copy can go at once
 
     filled = {slot.path: read(names[plain], slot) for plain, slot in slots.items()}
     return jax.tree_util.tree_unflatten(treedef, [filled[path] for path in targets])
@@ -235,10 +236,3 @@ def _read_int8(file: TensorFile, name: str, slot: Slot, target: jax.ShapeDtypeSt
     scales = np.empty_like(stored)
     scales[order] = stored
     return Quantized(values, scales.T if slot.transposed else scales, target.dtype)
-
-
-def _to_device(param: np.ndarray | Quantized, where: NamedSharding | None) -> Any:
-    place: Any = where
-    if isinstance(param, Quantized) and where is not None:
-        place = Quantized(where, for_scales(where, param.scales.shape), param.dtype)
-    return jax.block_until_ready(put(param, place))  # so that the host's copy can go before the next one comes

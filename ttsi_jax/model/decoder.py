@@ -26,6 +26,7 @@ from ttsi_jax.model.cache import PADDING, SHARED, Cache
 from ttsi_jax.model.config import DecoderConfig, Rope
 from ttsi_jax.model.lora import Adapter, LowRank
 from ttsi_jax.model.quantized import Int8, contract, rows
+from ttsi_jax.model.sharding import FSDP, axis_size, drop_gathered, gathered
 
 Params = dict[str, Any]
 Past = Sequence[Cache]
@@ -232,7 +233,7 @@ def run_layers(
 ) -> tuple[Array, Cache, LayerInputs]:
     """`forward`, with what each layer's projections read; what is not used of that costs nothing under jit."""
     model = merge(config, params)
-    x = rows(params["embed"], tokens.ids)
+    x = rows(gathered({"embed": params["embed"]}, tokens.ids)["embed"], tokens.ids)
     x = x * jnp.asarray(config.embed_scale, x.dtype)
 
     positions = jnp.concatenate([*(cache.positions for cache in past), tokens.positions])
@@ -259,13 +260,22 @@ def run_layers(
 @partial(jax.jit, static_argnames=("graph", "remat"))
 def _layer(graph: Any, weights: Any, *arguments: Any, remat: bool) -> Any:
     """One layer; as a jitted function it is traced once for all layers of the same kind."""
-    call = lambda weights, *arguments: nnx.merge(graph, weights)(*arguments)  # noqa: E731
-    return (jax.checkpoint(call) if remat else call)(weights, *arguments)
+
+    def call(weights: Any, x: Array, *others: Any) -> Any:
+        return nnx.merge(graph, gathered(weights, x))(x, *others)
+
+    if remat:
+        call = jax.checkpoint(call)
+    elif axis_size(FSDP) > 1:  # or the backward pass would keep all layers whole
+        call = jax.checkpoint(call, policy=drop_gathered)
+    return call(weights, *arguments)
 
 
 def logits(config: DecoderConfig, params: Params, hidden: Array) -> Array:
     """Next-token logits [..., V] float32 of hidden states [..., D]: ask only for the positions that are needed."""
     with jax.named_scope("logits"):
+        name = "embed" if config.tied_head else "head"
+        head = gathered({name: params[name]}, hidden)[name]
         if config.tied_head:
-            return contract(hidden, params["embed"], axis=1, dtype=jnp.float32)
-        return contract(hidden, params["head"]["kernel"], axis=0, dtype=jnp.float32)
+            return contract(hidden, head, axis=1, dtype=jnp.float32)
+        return contract(hidden, head["kernel"], axis=0, dtype=jnp.float32)

@@ -20,7 +20,7 @@ from ttsi_jax.model.config import DecoderConfig
 from ttsi_jax.model.decoder import Params, Tokens, forward, logits
 from ttsi_jax.model.lora import Adapter
 from ttsi_jax.model.scoring import Prompted
-from ttsi_jax.model.sharding import map_rows
+from ttsi_jax.model.sharding import in_any_part, map_rows
 
 FORCED = 0  # the kind of a forced slot; free slots have kinds 1, 2, … = rows 0, 1, … of the tables
 
@@ -211,8 +211,9 @@ def decode_wave(
 ) -> Decoding:
     """Lets rows take the lanes of ended ones, and decodes all rows at once until so many `more` have ended.
 
-    One device loop; on a mesh one for each part of the devices, which ends when its own rows have. A row's result does
-    not depend on when it arrives, which its lane is, or who else decodes.
+    One device loop; on a mesh one for each part of the devices, which ends when its own rows have, or with `fsdp` when
+    those of all its parts have. A row's result does not depend on when it arrives, which its lane is, or who else
+    decodes.
 
     Args:
         wave: E lanes (donated).
@@ -284,6 +285,10 @@ def _decode(
     enough = jnp.sum(wave.ended) + more
 
     def unfinished(wave: Decoding) -> Array:
-        return (jnp.sum(wave.ended) < enough) & ~jnp.all(wave.ended)
+        return in_any_part((jnp.sum(wave.ended) < enough) & ~jnp.all(wave.ended))
 
-    return jax.lax.while_loop(unfinished, step, wave)
+    def body(carry: tuple[Decoding, Array]) -> tuple[Decoding, Array]:
+        wave = step(carry[0])
+        return wave, unfinished(wave)
+
+    return jax.lax.while_loop(lambda carry: carry[1], body, (wave, unfinished(wave)))[0]

@@ -81,6 +81,7 @@ class Base(NamedTuple):
     itemsize: int  # of caches
     width: int  # bytes of an intermediate value: XLA's compiler for CPUs computes in float32
     divided: int  # devices that share a cache's heads
+    gathered: int  # bytes of weights that `fsdp` makes whole for a program: a layer's, and the vocabulary's
 
 
 def within(
@@ -158,7 +159,8 @@ def fit(
 
 def base_of(config: DecoderConfig, params: Params, layout: Layout) -> Base:
     """Measured on the weights as they lie on the devices."""
-    n_model = (layout.shape or {}).get("model", 1)
+    n_model, n_fsdp = ((layout.shape or {}).get(axis, 1) for axis in ("model", "fsdp"))
+    together = [params["layers"][0], params["embed"], params.get("head")]
     whole = {"attention", "keys and values"} & undivided(config, n_model).keys()
     itemsize = jnp.dtype(params["embed"].dtype).itemsize
     return Base(
@@ -168,6 +170,7 @@ def base_of(config: DecoderConfig, params: Params, layout: Layout) -> Base:
         itemsize,
         width=4 if jax.default_backend() == "cpu" else itemsize,
         divided=1 if whole else n_model,
+        gathered=n_fsdp * sum(map(_bytes, jax.tree.leaves(together))) if n_fsdp > 1 else 0,
     )
 
 
@@ -261,7 +264,11 @@ def _moments(base: Base, config: RunConfig, parts: Parts, shape: Shape, rows: in
     watched = shape._replace(candidates=1, name=ANSWER_SIZES, suffix=sizes.sequence)  # a pair that is not trained on
     held_out = temporaries(base, settings, 0, sizes._replace(shape=watched)) if config.synthesis.held_out else of
     kl = 4 * scores * shape.suffix if "kl" in (*settings.accept, *settings.measure) else 0  # of one row's logits
-    others = max(gathering, of.score, of.decode, held_out.score, held_out.reading * trains(config), kl) + base.converted
+    others = (
+        max(gathering, of.score, of.decode, held_out.score, held_out.reading * trains(config), kl)
+        + base.converted
+        + base.gathered
+    )
     if not trains(config):
         return _Moments(arrays, others, 0, 0, (0, 0))
     n_trained = sizes.sequence + shape.prefix * whole
@@ -303,7 +310,9 @@ def temporaries(
         score=rows * read(shape.suffix + n_names, shape.prefix),
         decode=rows * (20 * base.config.vocab_size + 6 * base.config.n_heads * seen + cache_bytes(base, sizes.decoded)),
         # Adapters and states go through the loop over chunks, and come out of it.
-        training=base.copied + rows * (8 * adapter_size(base.config, settings.lora) + state + 2 * own_past),
+        training=base.copied
+        + base.gathered
+        + rows * (8 * adapter_size(base.config, settings.lora) + state + 2 * own_past),
         example=keeps(remat),
         whole_example=keeps(),
         reading=rows * read(shape.suffix + n_names + shape.prefix - n_past, n_past),

@@ -1,9 +1,11 @@
 # pyright: strict, reportUnknownMemberType=false, reportUnknownVariableType=false
+# pyright: reportUnknownArgumentType=false, reportUnknownLambdaType=false
 """A mesh of devices, of one process or of several: which there are, and what of the base and of a wave lies on which.
 
 `data` divides the inputs of a wave, with everything that is an input's own. `model` divides the base's weights as
 Megatron-LM does (Shoeybi et al., arXiv 1909.08053): projections into heads and into the MLP by their outputs, those
-back into the stream by their inputs, so that a layer needs two sums over the devices.
+back into the stream by their inputs, so that a layer needs two sums over the devices. `fsdp` divides the inputs as
+`data` does and the base along its hidden size, whose layers are gathered where they are used.
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ import re
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
+from math import prod
 from typing import Any
 
 import jax
@@ -23,41 +26,54 @@ from ttsi_jax.errors import InputError
 from ttsi_jax.model.cache import Cache
 from ttsi_jax.model.config import DecoderConfig
 from ttsi_jax.model.decoder import Params, abstract_params
-from ttsi_jax.model.lora import Adapter, LowRank
-from ttsi_jax.model.sharding import DATA, MODEL
+from ttsi_jax.model.lora import LowRank
+from ttsi_jax.model.quantized import Quantized
+from ttsi_jax.model.sharding import DATA, FSDP, MODEL, ROWS, hidden_axis
+
+AXES = (DATA, FSDP, MODEL)
 
 
 def make_mesh(text: str, wave: int | None = None) -> Mesh | None:
-    """The mesh that `data=D,model=M` means, of the first D * M devices; None where that is one device.
+    """The mesh that `data=D,fsdp=F,model=M` means, of the first D * F * M devices; None where that is one device.
 
     An axis that is not named has size 1.
 
     Raises:
-        InputError: the text means no mesh, there are fewer devices, D does not divide the `wave`, or the devices are
-            those of several processes and the mesh does not take all of them.
+        InputError: the text means no mesh, there are fewer devices, D * F does not divide the `wave`, or the devices
+            are those of several processes and the mesh does not take all of them.
     """
-    found = dict(re.findall(rf"({DATA}|{MODEL})=([1-9]\d{{0,5}})(?:,|$)", text))
-    if text != ",".join(f"{axis}={found.get(axis)}" for axis in re.findall(r"\w+(?==)", text)) or not found:
-        raise InputError(f"--mesh is '{text}'; it must be data=D,model=M, such as data=4,model=2")
-    shape = (int(found.get(DATA, 1)), int(found.get(MODEL, 1)))
+    shape = mesh_shape(text)
     devices: list[Any] = jax.devices()
-    if shape[0] * shape[1] > len(devices):
-        raise InputError(f"--mesh {text} needs {shape[0] * shape[1]} devices; there are {len(devices)}")
-    if shape[0] * shape[1] < len(devices) and jax.process_count() > 1:
+    if (n := prod(shape)) > len(devices):
+        raise InputError(f"--mesh {text} needs {n} devices; there are {len(devices)}")
+    if n < len(devices) and jax.process_count() > 1:
         raise InputError(
             f"--mesh {text} leaves some of the hosts' {len(devices)} devices idle; it must take all of them"
         )
     if wave is not None:
-        check_wave(wave, shape[0])
-    if shape == (1, 1):
-        return None
-    return jax.make_mesh(shape, (DATA, MODEL), (AxisType.Auto,) * 2, devices=devices[: shape[0] * shape[1]])
+        check_wave(wave, shape[0] * shape[1])
+    return None if n == 1 else jax.make_mesh(shape, AXES, (AxisType.Auto,) * 3, devices=devices[:n])
 
 
-def check_wave(wave: int, n_data: int) -> None:
+def mesh_shape(text: str) -> tuple[int, int, int]:
+    """The sizes of `AXES` that a text means.
+
+    Raises:
+        InputError: it means no mesh.
+    """
+    found = dict(re.findall(rf"({'|'.join(AXES)})=([1-9]\d{{0,5}})(?:,|$)", text))
+    if text != ",".join(f"{axis}={found.get(axis)}" for axis in re.findall(r"\w+(?==)", text)) or not found:
+        raise InputError(
+            f"--mesh is '{text}'; it must be data=D,fsdp=F,model=M or some of these, such as data=4,model=2"
+        )
+    n_data, n_fsdp, n_model = (int(found.get(axis, 1)) for axis in AXES)
+    return n_data, n_fsdp, n_model
+
+
+def check_wave(wave: int, parts: int) -> None:
     """Refuses waves that cannot be divided, with an InputError."""
-    if wave % n_data:
-        raise InputError(f"--wave is {wave}; with data={n_data} in --mesh it must be a multiple of {n_data}")
+    if wave % parts:
+        raise InputError(f"--wave is {wave}; --mesh divides it into {parts} parts, so it must be a multiple of {parts}")
 
 
 def undivided(config: DecoderConfig, n_model: int) -> dict[str, str]:
@@ -87,14 +103,18 @@ def param_shardings(config: DecoderConfig, mesh: Mesh) -> Params:
     """How the base lies: a tree like `abstract_params` of `NamedSharding`.
 
     Raises:
-        InputError: see `undivided`.
+        InputError: see `undivided`; or `fsdp` does not divide the hidden size.
     """
-    axes = _axes(config, mesh)
+    axes, n_fsdp = _axes(config, mesh), mesh.shape.get(FSDP, 1)
+    if config.hidden_size % n_fsdp:
+        raise InputError(f"fsdp={n_fsdp} in --mesh does not divide the hidden size {config.hidden_size}")
 
     def sharding(path: tuple[Any, ...], leaf: jax.ShapeDtypeStruct) -> NamedSharding:
         owner, kind = ("", *(key.key for key in path))[-2:]
         n_in, n_out = axes.get(owner or kind, (None, None))
-        spec = {"kernel": (n_in, n_out), "bias": (n_out,), "embed": (n_in, n_out)}.get(kind, ())
+        spec = {"kernel": [n_in, n_out], "bias": [n_out], "embed": [n_in, n_out]}.get(kind, [])
+        if n_fsdp > 1 and (axis := hidden_axis(path)) is not None:
+            spec[axis] = FSDP  # which `model` does not divide
         return NamedSharding(mesh, PartitionSpec(*spec))
 
     return jax.tree_util.tree_map_with_path(sharding, abstract_params(config))
@@ -117,10 +137,19 @@ def _axes(config: DecoderConfig, mesh: Mesh) -> dict[str, tuple[str | None, str 
 
 
 def for_scales(matrix: NamedSharding, shape: tuple[int, ...]) -> NamedSharding:
-    """How the scales of a matrix in int8 lie: as its values do, but whole on an axis that they cannot be divided on."""
-    sizes = matrix.mesh.shape
-    spec = (axis if axis and n % sizes[axis] == 0 else None for axis, n in zip(matrix.spec, shape, strict=False))
+    """How the scales of a matrix in int8 lie: as its values do, but whole over `fsdp` and on an axis that they cannot
+    be divided on."""
+    sizes = {axis: n for axis, n in matrix.mesh.shape.items() if axis != FSDP}
+    divides = lambda axis, n: axis in sizes and n % sizes[axis] == 0  # noqa: E731
+    spec = (axis if divides(axis, n) else None for axis, n in zip(matrix.spec, shape, strict=False))
     return NamedSharding(matrix.mesh, PartitionSpec(*spec))
+
+
+def put_weight(weight: Any, where: NamedSharding | None) -> Any:
+    """Puts a leaf of the base, in int8 with its scales."""
+    if isinstance(weight, Quantized) and where is not None:
+        return put(weight, Quantized(where, for_scales(where, weight.scales.shape), weight.dtype))
+    return put(weight, where)
 
 
 def mesh_of(params: Params) -> Mesh | None:
@@ -136,9 +165,13 @@ def put(tree: Any, where: Any) -> Any:
     compare the values of all processes. What a program of all processes made is moved by another one.
 
     Args:
-        tree: arrays.
+        tree: arrays, or shapes in their place, which only note where they would lie.
         where: a sharding, None, or a tree of these that `tree` begins with.
     """
+    if any(isinstance(x, jax.ShapeDtypeStruct) for x in jax.tree.leaves(tree)):
+        at = lambda own, x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=own)  # noqa: E731
+        under = lambda own, part: jax.tree.map(partial(at, own), part)  # noqa: E731
+        return jax.tree.map(under, where, tree, is_leaf=lambda own: own is None)
     if all(own.is_fully_addressable for own in jax.tree.leaves(where)):
         return jax.device_put(tree, where)
 
@@ -160,7 +193,7 @@ def _same(x: Any) -> Any:
 
 
 class Layout:
-    """Where what belongs to the inputs of a wave lies: on one device, or divided over the `data` of a mesh."""
+    """Where what belongs to the inputs of a wave lies: on one device, or divided over `data` and `fsdp` of a mesh."""
 
     def __init__(self, config: DecoderConfig, mesh: Mesh | None = None):
         self.mesh, self._axes = mesh, {} if mesh is None else _axes(config, mesh)
@@ -173,15 +206,28 @@ class Layout:
     @property
     def parts(self) -> int:
         """That a wave is divided into."""
-        return 1 if self.mesh is None else self.mesh.shape[DATA]
+        return 1 if self.mesh is None else prod(self.mesh.shape.get(axis, 1) for axis in ROWS)
 
     def current(self) -> AbstractContextManager[Any]:
         """Makes the mesh the one that programs are for (see `ttsi_jax.model.sharding`)."""
         return nullcontext() if self.mesh is None else jax.set_mesh(self.mesh)
 
     def rows(self, tree: Any) -> Any:
-        """Puts arrays with a leading axis for a wave's rows where the rows are."""
-        return put(tree, self._at(DATA))
+        """Puts what has a leading axis for a wave's rows where the rows are. Over `model` caches are divided by heads,
+        and the factors of adapters (also those in a rule's state) as the weights beside them."""
+        if self.mesh is None:
+            return put(tree, None)
+        own = lambda x: isinstance(x, Cache | LowRank)  # noqa: E731
+        return put(tree, jax.tree_util.tree_map_with_path(self._of_rows, tree, is_leaf=own))
+
+    def _of_rows(self, path: tuple[Any, ...], x: Any) -> Any:
+        rows = self._at(ROWS)
+        if isinstance(x, Cache):
+            return self._of_caches(ROWS)
+        if isinstance(x, LowRank) and x.a.ndim == 3:
+            n_in, n_out = self._axes.get(path[-1].key, (None, None))
+            return LowRank(self._at(ROWS, n_in), self._at(ROWS, None, n_out))
+        return rows
 
     def whole(self, tree: Any) -> Any:
         """Arrays that every process can read; where the mesh is one process's, it can read them as they are."""
@@ -192,31 +238,17 @@ class Layout:
         """Arrays as the host's own, with the same values in every process: what all of them may decide by."""
         return jax.device_get(self.whole(tree))
 
-    def adapters(self, adapters: Adapter) -> Adapter:
-        """The same for adapters, whose factors are divided over `model` as the weights beside them are."""
-        if self.mesh is None:
-            return adapters
-
-        def place(name: str, factors: LowRank) -> LowRank:
-            n_in, n_out = self._axes.get(name, (None, None))
-            return LowRank(put(factors.a, self._at(DATA, n_in)), put(factors.b, self._at(DATA, None, n_out)))
-
-        return {layer: {name: place(name, own) for name, own in names.items()} for layer, names in adapters.items()}
-
     def everywhere(self, caches: Cache) -> Cache:
         """Caches that were made by the parts, whole in each; what `model` divides stays divided."""
-        return self._leading(caches, None)
+        return caches if self.mesh is None else put(caches, self._of_caches(None))
 
     def stack(self, caches: Sequence[Cache]) -> Cache:
         """A wave's, from those of its rows, which are whole in every part."""
-        return self._leading(jax.tree.map(lambda *x: jnp.stack(x), *caches), DATA)
+        return self.rows(jax.tree.map(lambda *x: jnp.stack(x), *caches))
 
-    def _leading(self, caches: Cache, axis: str | None) -> Cache:
-        if self.mesh is None:
-            return caches
-        heads = self._axes.get("k", (None, None))[1]
-        keys_values = put((caches.keys, caches.values), self._at(axis, heads))
-        return Cache(*keys_values, *put((caches.positions, caches.segments), self._at(axis)))
+    def _of_caches(self, axis: tuple[str, ...] | None) -> Any:
+        keys_values, others = self._at(axis, self._axes.get("k", (None, None))[1]), self._at(axis)
+        return Cache(keys_values, keys_values, others, others)
 
-    def _at(self, *spec: str | None) -> NamedSharding | None:
+    def _at(self, *spec: str | tuple[str, ...] | None) -> Any:
         return None if self.mesh is None else NamedSharding(self.mesh, PartitionSpec(*spec))

@@ -11,16 +11,18 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from ttsi_jax.adaptation import AdaptConfig, init_wave
 from ttsi_jax.answering import BOOLEAN
 from ttsi_jax.batching.memory import training_chunk
 from ttsi_jax.batching.waves import PREFILL_ROWS, Shape, adapt_and_score
 from ttsi_jax.model.config import DecoderConfig
-from ttsi_jax.model.decoder import Tokens, abstract_params
+from ttsi_jax.model.decoder import Params, Tokens, abstract_params
 from ttsi_jax.model.generation import Arrivals, Rows, Sampling, Script, SlotTables, decode_wave, nothing_decoding
 from ttsi_jax.model.scoring import Candidates, prefill_wave, score_wave
 from ttsi_jax.rules.interface import Batch, Loss, UpdateRule
+from ttsi_jax.scaling.mesh import Layout, param_shardings, put, put_weight
 
 SCOPES = ("all", "suffix")
 
@@ -50,12 +52,23 @@ class Program(NamedTuple):
         plain = lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype)  # noqa: E731
         return jax.tree.map(plain, self.trace().out_info)
 
-    def placed(self, sharding: Any) -> Program:
-        """The same with all arrays in a place."""
-        put = lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)  # noqa: E731
-        is_array = lambda x: isinstance(x, jax.ShapeDtypeStruct)  # noqa: E731
-        arguments = jax.tree.map(lambda x: put(x) if is_array(x) else x, self.arguments, is_leaf=is_array)
-        return self._replace(arguments=arguments)
+    def placed(self, mesh: Mesh) -> Program:
+        """The same with every array where a run on this mesh has it."""
+        config, *arrays = self.arguments
+        return self._replace(arguments=(config, *placed(config, mesh, *arrays)))
+
+
+def placed(config: DecoderConfig, mesh: Mesh, params: Params, *others: Any) -> tuple[Any, ...]:
+    """Shapes with where the arrays of a run on a mesh lie: the base, and what a program takes after it."""
+    layout = Layout(config, mesh)
+
+    def place(x: Any) -> Any:
+        if isinstance(x, SlotTables) or getattr(x, "shape", None) == ():
+            return put(x, NamedSharding(mesh, PartitionSpec()))
+        return layout.rows(x) if any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves(x)) else x
+
+    base = jax.tree.map(lambda where, weight: put_weight(weight, where), param_shardings(config, mesh), params)
+    return base, *map(place, others)
 
 
 def run_programs(
@@ -67,6 +80,7 @@ def run_programs(
     loss: Loss,
     scopes: Sequence[str] = SCOPES,
     max_pairs: int = 1,
+    parts: int = 1,
 ) -> dict[str, Program]:
     """Every program that a run compiles for one length bucket, by the name of what it does.
 
@@ -79,12 +93,11 @@ def run_programs(
         loss: one that needs nothing of a batch but the pair.
         scopes: of the adapters.
         max_pairs: pairs of an input, K.
+        parts: that the wave is divided into on a mesh.
     """
-    wave, shape = sizes.wave, sizes.shape
+    wave, shape, n_prefixes = sizes.wave, sizes.shape, PREFILL_ROWS * parts
     params = abstract_params(config, dtype)
-    found = {
-        "prefill": Program(prefill_wave, (config, params, _ints(PREFILL_ROWS, shape.prefix), _ints(PREFILL_ROWS)), {})
-    }
+    found = {"prefill": Program(prefill_wave, (config, params, _ints(n_prefixes, shape.prefix), _ints(n_prefixes)), {})}
     prefixes = jax.tree.map(lambda x: _array((wave, *x.shape[1:]), x.dtype), found["prefill"].result())
     prompts = {
         "all": (_tokens(wave, shape.prefix + shape.suffix), ()),
@@ -102,7 +115,7 @@ def run_programs(
         whole = scope == "all"
         length = sizes.sequence + shape.prefix * whole
         n_past = 0 if whole else shape.prefix
-        chunk, remat = training_chunk(config, settings, wave, length, n_past, sizes.trained, recomputes=True)
+        chunk, remat = training_chunk(config, settings, wave // parts, length, n_past, sizes.trained, recomputes=True)
         keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), wave))
         adapters, states = jax.eval_shape(
             lambda keys, n_steps: init_wave(keys, config, settings.lora, rule, n_steps), keys, _ints(wave)
