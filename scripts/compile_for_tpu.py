@@ -30,7 +30,8 @@ from jax.errors import JaxRuntimeError
 from jax.sharding import AxisType, Mesh
 
 from benchmarking import Line, console, show, write_json
-from bounds import Cost, Costs, Machine
+from bounds import Cost, Costs
+from chips import CHIPS, GIB, Chip
 from collectives import collectives, sent
 from tpu_pieces import NOTHING, Flops, Piece, Work, one_layer_of, pieces
 from ttsi_jax.adaptation import AdaptConfig
@@ -46,29 +47,6 @@ from ttsi_jax.scaling.programs import SCOPES, Program, Sizes, placed, run_progra
 from workload import SHAPES
 from workload import Work as InputWork
 
-GIB = 2**30
-
-
-class Chip(NamedTuple):
-    """What one chip has: bfloat16 FLOP/s, bytes per second, the bytes that its compiler gives to a program, and bytes
-    per second that it can send to other chips."""
-
-    flops: float
-    bandwidth: float
-    memory: float
-    connections: float
-
-    @property
-    def machine(self) -> Machine:
-        return Machine(self.flops, self.bandwidth)
-
-
-CHIPS = {  # https://cloud.google.com/tpu/docs/system-architecture-tpu-vm; memory as the compiler states it
-    "v4": Chip(275e12, 1228e9, 30.75 * GIB, 300e9),
-    "v5e": Chip(197e12, 819e9, 15.75 * GIB, 200e9),
-    "v5p": Chip(459e12, 2765e9, 95.74 * GIB, 600e9),
-    "v6e": Chip(918e12, 1640e9, 31.25 * GIB, 400e9),
-}
 BASES = {  # how a base is kept: its dtype, and bytes of a weight where they are not the dtype's
     "bfloat16": (jnp.bfloat16, None),
     "float32": (jnp.float32, None),

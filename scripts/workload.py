@@ -56,6 +56,10 @@ SHAPES: dict[str, dict[str, Any]] = {  # config.json of models whose weights a b
         "vocab_size": 152064, "hidden_size": 3584, "intermediate_size": 18944, "num_hidden_layers": 28,
         "num_attention_heads": 28, "num_key_value_heads": 4, "tie_word_embeddings": False,
     },
+    "qwen2.5-72b": _QWEN2 | {
+        "vocab_size": 152064, "hidden_size": 8192, "intermediate_size": 29568, "num_hidden_layers": 80,
+        "num_attention_heads": 64, "num_key_value_heads": 8, "tie_word_embeddings": False,
+    },
 }  # fmt: skip
 
 

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import AbstractMesh
 
 from ttsi_jax.adaptation import AdaptConfig
 from ttsi_jax.batching.inputs import Draft, assign_shapes, passes, prepare
@@ -27,13 +28,13 @@ from ttsi_jax.config import Parts, RunConfig
 from ttsi_jax.errors import InputError
 from ttsi_jax.model.attention import QUERIES
 from ttsi_jax.model.config import DecoderConfig
-from ttsi_jax.model.decoder import Params
+from ttsi_jax.model.decoder import Params, abstract_params
 from ttsi_jax.model.lora import init_adapter
-from ttsi_jax.model.quantized import Quantized
+from ttsi_jax.model.quantized import Int8, Quantized
 from ttsi_jax.rules.interface import UpdateRule, needed
 from ttsi_jax.runs.directory import CONFIG, read_config
-from ttsi_jax.scaling.mesh import Layout, check_wave, undivided
-from ttsi_jax.scaling.programs import Sizes
+from ttsi_jax.scaling.mesh import AXES, Layout, check_wave, undivided
+from ttsi_jax.scaling.programs import Sizes, placed
 from ttsi_jax.tasks import Task
 from ttsi_jax.tasks.prompts import PromptEncoder
 
@@ -82,6 +83,7 @@ class Base(NamedTuple):
     width: int  # bytes of an intermediate value: XLA's compiler for CPUs computes in float32
     divided: int  # devices that share a cache's heads
     gathered: int  # bytes of weights that `fsdp` makes whole for a program: a layer's, and the vocabulary's
+    on_cpu: bool
 
 
 def within(
@@ -157,8 +159,17 @@ def fit(
     return found
 
 
-def base_of(config: DecoderConfig, params: Params, layout: Layout) -> Base:
+def base_on(config: DecoderConfig, dtype: str, mesh: tuple[int, int, int]) -> Base:
+    """On a mesh of accelerators with these sizes of its axes, none of which has to be there."""
+    devices: Any = AbstractMesh(mesh, AXES)
+    params = abstract_params(config, Int8(jnp.bfloat16) if dtype == "int8" else dtype)
+    params, *_ = placed(config, devices, params)
+    return base_of(config, params, Layout(config, devices), on_cpu=False)
+
+
+def base_of(config: DecoderConfig, params: Params, layout: Layout, on_cpu: bool | None = None) -> Base:
     """Measured on the weights as they lie on the devices."""
+    on_cpu = jax.default_backend() == "cpu" if on_cpu is None else on_cpu
     n_model, n_fsdp = ((layout.shape or {}).get(axis, 1) for axis in ("model", "fsdp"))
     together = [params["layers"][0], params["embed"], params.get("head")]
     whole = {"attention", "keys and values"} & undivided(config, n_model).keys()
@@ -166,11 +177,12 @@ def base_of(config: DecoderConfig, params: Params, layout: Layout) -> Base:
     return Base(
         config,
         sum(map(_bytes, jax.tree.leaves(params))),
-        *_copies(params),
+        *(_copies(params) if on_cpu else (0, 0)),
         itemsize,
-        width=4 if jax.default_backend() == "cpu" else itemsize,
+        width=4 if on_cpu else itemsize,
         divided=1 if whole else n_model,
         gathered=n_fsdp * sum(map(_bytes, jax.tree.leaves(together))) if n_fsdp > 1 else 0,
+        on_cpu=on_cpu,
     )
 
 
@@ -183,8 +195,6 @@ def _bytes(x: Any) -> int:
 def _copies(params: Params) -> tuple[int, int]:
     """XLA's compiler for CPUs takes what it makes of weights out of a program's loop, and keeps it: float32 of other
     dtypes, and for training the layers' matrices transposed. Those for accelerators do not."""
-    if jax.default_backend() != "cpu":
-        return 0, 0
     is_int8 = lambda x: isinstance(x, Quantized)  # noqa: E731
 
     def in_float(tree: Any) -> int:
@@ -203,7 +213,7 @@ def _fitted(
     sizes = {prefix: draft.shape.prefix for draft in drafts for prefix in (draft.prefix, *draft.orders)}
     cached = [cache_bytes(base, size) for size in sizes.values()]
     kept = min(PREFIX_MEMORY * GIB, sum(cached), KEPT_WAVES * rows * max(cached, default=0))
-    runs = [_moments(base, config, parts, shape, rows, kept) for shape in {draft.shape for draft in drafts}]
+    runs = [moments(base, config, parts, shape, rows, kept) for shape in {draft.shape for draft in drafts}]
     training = config.adapt.memory * GIB if begun else min((budget - run.beside for run in runs), default=0.0)
     nothing = Takes(base.weights, 0, 0, 0, 0, 0)  # but the weights, where no input can run
     takes = max((run.with_training(training) for run in runs), key=lambda takes: takes.total, default=nothing)
@@ -216,7 +226,7 @@ def trains(config: RunConfig) -> bool:
     return config.method in ("tt-si", "tt-d")
 
 
-class _Moments(NamedTuple):
+class Moments(NamedTuple):
     """Bytes of a run over inputs of one shape."""
 
     arrays: Takes  # that are there at any moment
@@ -239,8 +249,11 @@ class _Moments(NamedTuple):
         return self.arrays._replace(states=self.states, programs=training)
 
 
-def _moments(base: Base, config: RunConfig, parts: Parts, shape: Shape, rows: int, kept: float) -> _Moments:
-    """By what `ttsi_jax.batching` has at a time: waves that were read, rows that decode, and one program."""
+def moments(base: Base, config: RunConfig, parts: Parts, shape: Shape, rows: int, kept: float | None = None) -> Moments:
+    """By what `ttsi_jax.batching` has at a time: waves that were read, rows that decode, and one program.
+
+    `kept`: bytes of prefix caches; by default as many as a run with such prefixes keeps.
+    """
     settings, whole = config.adapt, config.adapt.scope == "all"
     n_decoded = max(config.answer.max_tokens, config.synthesis.max_tokens)
     shows = config.method in ("tt-icl", "icl")  # pairs before the request
@@ -253,6 +266,7 @@ def _moments(base: Base, config: RunConfig, parts: Parts, shape: Shape, rows: in
 
     adapter, scores = 4 * adapter_size(base.config, settings.lora), 4 * base.config.vocab_size
     prefix = cache_bytes(base, shape.prefix)
+    kept = min(PREFIX_MEMORY * GIB, KEPT_WAVES * rows * prefix) if kept is None else kept
     own_prefix = 0 if shape.common else prefix
     row = own_prefix + cache_bytes(base, read.suffix) + scores + (adapter if settings.start else 0)
     adapted = (cache_bytes(base, shape.prefix + shape.suffix) if whole else row - scores) + scores + adapter
@@ -270,11 +284,11 @@ def _moments(base: Base, config: RunConfig, parts: Parts, shape: Shape, rows: in
         + base.gathered
     )
     if not trains(config):
-        return _Moments(arrays, others, 0, 0, (0, 0))
+        return Moments(arrays, others, 0, 0, (0, 0))
     n_trained = sizes.sequence + shape.prefix * whole
     least = min(rows, max(1, TRAINED // n_trained))
     chunks = max(least * of.example, of.reading), max(rows * of.whole_example, of.reading)
-    return _Moments(arrays, others, rows * (adapter + state), of.training, chunks)
+    return Moments(arrays, others, rows * (adapter + state), of.training, chunks)
 
 
 class Temporaries(NamedTuple):
@@ -297,7 +311,7 @@ def temporaries(
     base: Base, settings: AdaptConfig, state: int, sizes: Sizes, n_sequences: int = 1, remat: bool | None = None
 ) -> Temporaries:
     """Of the programs for a wave of these sizes, with `state` bytes of a rule's state for each adapter."""
-    remat = jax.default_backend() != "cpu" if remat is None else remat
+    remat = not base.on_cpu if remat is None else remat
     rows, shape, whole = sizes.wave, sizes.shape, settings.scope == "all"
     n_names, n_past = shape.candidates * shape.name, 0 if whole else shape.prefix
     read = partial(reading_bytes, base, n_name=shape.name)

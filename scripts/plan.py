@@ -1,0 +1,205 @@
+"""What a run would take on a mesh of accelerators, by formulas: memory, seconds, inputs per hour, and cost.
+
+Nothing is compiled or run. Memory is `ttsi-jax run --memory`'s formula. Seconds are those of a wave of uncertain
+inputs: each stage takes the longest of its arithmetic at the chip's peak, its reading at the chip's bandwidth, and what
+it sends at that of the chip's connections, each divided by the share of it that is assumed to be reached (`--reached`).
+The formulas are held against compiled programs in docs/scaling.md.
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import asdict, dataclass, field
+from math import prod
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import tyro
+
+from benchmarking import Line, console, show, write_json
+from bounds import Costs
+from chips import CHIPS, GIB, Chip
+from tpu_pieces import Flops
+from ttsi_jax.adaptation import AdaptConfig
+from ttsi_jax.answering import AnswerConfig
+from ttsi_jax.batching.memory import training_chunk
+from ttsi_jax.batching.waves import Shape, bucket
+from ttsi_jax.checkpoints.config import from_hf
+from ttsi_jax.config import RunConfig, find_parts
+from ttsi_jax.errors import InputError
+from ttsi_jax.model.config import DecoderConfig
+from ttsi_jax.scaling.budget import Takes, base_on, moments
+from ttsi_jax.scaling.mesh import mesh_shape
+from ttsi_jax.synthesis import SynthesisConfig
+from workload import SHAPES, Work
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """Plan a run on a mesh of accelerators.
+
+    Attributes:
+        shape: the model, such as qwen2.5-7b.
+        chip: of the mesh.
+        mesh: data=D,fsdp=F,model=M, as `ttsi-jax run --mesh`.
+        wave: inputs of a wave.
+        scope: of the adapters.
+        memory: as `ttsi-jax run --adapt.memory`: GiB for the intermediate values of training.
+        dtype: of the base.
+        reached: the shares of the chip's peak, bandwidth and connections that are assumed to be reached.
+        price: US dollars for a chip's hour; by default its list price.
+        work: what each input asks for.
+        json: the file to write the results to.
+    """
+
+    shape: str = "qwen2.5-1.5b"
+    chip: Literal["v4", "v5e", "v5p", "v6e", "h200"] = "v5e"
+    mesh: str = "data=1"
+    wave: int = 32
+    scope: Literal["all", "suffix"] = "all"
+    memory: float = 2.0
+    dtype: Literal["bfloat16", "int8"] = "bfloat16"
+    reached: tuple[float, float, float] = (0.4, 0.6, 0.6)
+    price: float | None = None
+    work: Work = field(default_factory=lambda: Work(prefix=896, suffix=128, answer=128))
+    json: Path | None = None
+
+
+class Load(NamedTuple):
+    """What a stage asks of each chip."""
+
+    flops: float
+    bytes: float
+    sent: float  # bytes to other chips
+
+    def __add__(self, other: Load) -> Load:  # type: ignore[override]
+        return Load(*(a + b for a, b in zip(self, other, strict=True)))
+
+    def __mul__(self, times: float) -> Load:  # type: ignore[override]
+        return Load(*(times * value for value in self))
+
+    def seconds(self, chip: Chip, reached: tuple[float, float, float] = (1.0, 1.0, 1.0)) -> tuple[float, str]:
+        """The longest of the three, and which it is."""
+        speeds = (chip.flops, chip.bandwidth, chip.connections)
+        each = [amount / (speed * share) for amount, speed, share in zip(self, speeds, reached, strict=True)]
+        return max(zip(each, ("arithmetic", "memory", "connections"), strict=True))
+
+
+class Loads:
+    """The loads of a wave's passes through a decoder on a mesh, with `rows` inputs on each part of it."""
+
+    def __init__(self, config: DecoderConfig, mesh: tuple[int, int, int], rows: int, rank: int, weight: float = 2.0):
+        _, self.fsdp, self.model = mesh
+        self.config, self.rows = config, rows
+        self.flops, self.costs = Flops(config, rank), Costs(config, 2, weight=weight)
+
+    def read(self, rows: int, tokens: int, past: float, projected: int, adapted: bool = False) -> Load:
+        """One pass forward over `tokens` of each row after `past` ones."""
+        flops = rows * self.flops.read(tokens, int(past), projected, adapted)
+        n_bytes = self.costs.read(rows, tokens, past, projected, adapted).bytes
+        return Load(flops / self.model, n_bytes / self.model, self.sums(rows * tokens) + self.gathered())
+
+    def decode(self, steps: int, past: int, adapted: bool = False) -> Load:
+        """Steps of one token for each row."""
+        return self.read(self.rows, 1, past + steps / 2, 1, adapted) * steps
+
+    def train(self, tokens: int, past: int, trained: int, steps: int, chunk: int, remat: bool) -> Load:
+        """Training of all rows, a chunk at a time; with `remat` a pass more."""
+        passes, costs = 2 + remat, self.costs
+        flops = self.flops.train(tokens, past, trained, remat) * chunk
+        n_bytes = passes * costs.base + chunk * (past * costs.cache + 16 * costs.adapter)
+        sent = passes * (self.sums(chunk * tokens) + self.gathered())
+        return Load(flops / self.model, n_bytes / self.model, sent) * (steps * self.rows / chunk)
+
+    def sums(self, tokens: int) -> float:
+        """Bytes that a chip sends for the sums of the stream over `model`: two in a layer and one of embeddings."""
+        stream = 2 * tokens * self.config.hidden_size
+        return (2 * self.config.n_layers + 1) * stream * 2 * (self.model - 1) / self.model
+
+    def gathered(self) -> float:
+        """Bytes that a chip sends for a pass whose layers are gathered over `fsdp`."""
+        return self.costs.base / self.model * (self.fsdp - 1) / self.fsdp
+
+
+def stages(options: Plan, config: DecoderConfig) -> dict[str, Load]:
+    """The loads of a wave's stages."""
+    mesh, work, whole = mesh_shape(options.mesh), options.work, options.scope == "all"
+    rows, settings = rows_of(options), AdaptConfig(scope=options.scope, memory=options.memory)
+    of = Loads(config, mesh, rows, settings.rank, 1.0 if options.dtype == "int8" else 2.0)
+    prompt, packed = work.prefix + work.suffix, work.candidates * work.name
+    past = 0 if whole else work.prefix
+    tokens, trained = prompt - past, bucket(work.trained, 64)
+    chunk, remat = training_chunk(config, settings, rows, tokens, past, trained, recomputes=True)
+    return {
+        "prefix": of.read(rows, work.prefix, 0, 0),
+        "score": of.read(rows, work.suffix + packed, work.prefix, packed + 2),
+        "write": of.read(rows, work.suffix, work.prefix, 1) + of.decode(work.synthesis, prompt),
+        "train": of.train(tokens, past, trained, work.steps, chunk, remat),
+        "read adapted": of.read(rows, tokens + packed, past, packed + 2, adapted=True),
+        "answer": of.decode(work.answer, prompt, adapted=True),
+    }
+
+
+def rows_of(options: Plan) -> int:
+    """Inputs on each part of the mesh.
+
+    Raises:
+        InputError: the mesh does not divide the wave.
+    """
+    n_data, n_fsdp, _ = mesh_shape(options.mesh)
+    if options.wave % (n_data * n_fsdp):
+        raise InputError(f"--wave is {options.wave}; --mesh {options.mesh} cannot divide it")
+    return options.wave // (n_data * n_fsdp)
+
+
+def memory(options: Plan, config: DecoderConfig) -> Takes:
+    """Bytes on each chip, with the chunk of training that `options.memory` allows."""
+    work, rows = options.work, rows_of(options)
+    settings = AdaptConfig(scope=options.scope, memory=options.memory, epochs=work.steps)
+    answer, synthesis = AnswerConfig(max_tokens=work.answer), SynthesisConfig(max_tokens=work.synthesis)
+    run = RunConfig(adapt=settings, answer=answer, synthesis=synthesis, wave=options.wave)
+    base = base_on(config, options.dtype, mesh_shape(options.mesh))
+    shape = Shape(work.prefix, work.suffix, work.candidates, work.name)
+    return moments(base, run, find_parts(run, {}), shape, rows).with_training(options.memory * GIB)
+
+
+def report(options: Plan, config: DecoderConfig) -> dict[str, float]:
+    chip, loads, takes = CHIPS[options.chip], stages(options, config), memory(options, config)
+    n_chips, lines, total = prod(mesh_shape(options.mesh)), [], 0.0
+    for name, load in loads.items():
+        seconds, limit = load.seconds(chip, options.reached)
+        total += seconds
+        figures = (f"{load.flops / 1e12:,.2f}", f"{load.bytes / 1e9:,.1f}", f"{load.sent / 1e9:,.1f}")
+        lines.append(Line(name, (*figures, f"{seconds:.2f}", limit), f"{load.seconds(chip)[0]:.2f} s"))
+    title = f"{options.shape} in {options.dtype} on {n_chips} {options.chip} ({options.mesh}), waves of {options.wave}"
+    show(title, ("of each chip", "TFLOP", "GB read", "GB sent", "seconds", "limited by"), lines)
+    hourly = 3600 * options.wave / total
+    price = chip.price if options.price is None else options.price
+    found = {
+        "memory": takes.total, "share": takes.total / chip.memory, "seconds": total, "inputs_per_hour": hourly,
+        "dollars_per_thousand": 1000 * n_chips * price / hourly,
+    }  # fmt: skip
+    console.print(f"memory of each chip: {takes}, {found['share']:.0%} of it")
+    console.print(
+        f"{total / options.wave:.3f} s for an uncertain input, {hourly:,.0f} an hour, "
+        f"${found['dollars_per_thousand']:.2f} for 1,000 at ${price:.2f} for a chip's hour"
+    )
+    return found
+
+
+def main() -> int:
+    options = tyro.cli(Plan, description=__doc__)
+    try:
+        if options.shape not in SHAPES:
+            raise InputError(f"no shape is called '{options.shape}'; known: {', '.join(SHAPES)}")
+        found = report(options, from_hf(SHAPES[options.shape] | {"rms_norm_eps": 1e-5}))
+    except InputError as error:
+        console.print(f"error: {error}", style="red", markup=False)
+        return 2
+    if options.json:
+        write_json(options.json, {"options": asdict(options), "found": found})
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
