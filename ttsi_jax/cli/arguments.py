@@ -31,8 +31,8 @@ class Run(RunConfig):
           elsewhere.
         out: the run's directory; by default one under runs/ that is named after the settings.
         compile_cache: a folder that keeps compiled programs, so that the next run need not compile them.
-        mesh: data=D,model=M runs on D * M devices: the inputs of a wave are divided over D, the base's weights over M
-          (see docs/scaling.md). A run may be resumed on another mesh.
+        mesh: data=D,fsdp=F,model=M runs on D * F * M devices: the inputs of a wave are divided over D * F, the base's
+          weights over F * M; an axis may be left out (see docs/scaling.md). A run may be resumed on another mesh.
         hosts: makes this process one of several whose devices the mesh takes all; the same command is started on each
           host. auto leaves it to JAX who they are (Slurm, Open MPI, TPU pods); ADDRESS:PORT,i/n says that this is the
           i-th of n, and where the first one listens (see docs/start/cluster.md).
