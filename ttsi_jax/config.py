@@ -227,6 +227,6 @@ def check(config: RunConfig) -> None:
         raise InputError("--gate.tau is not a number")
     check_sources(config.method, config.source, config.synthesis)
     trains = {"--adapt.accept": adapt.accept, "--synthesis.augment": synthesis.augment, "--adapt.divide": adapt.divide}
-    trains["--synthesis.skip-ungrounded"] = synthesis.skip_ungrounded
+    trains["--synthesis.skip-values"] = synthesis.skip_values
     if config.method in ("tt-icl", "icl") and (option := next((name for name in trains if trains[name]), None)):
         raise InputError(f"{option} is about what is trained, and --method {config.method} trains nothing")

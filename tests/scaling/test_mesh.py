@@ -39,7 +39,7 @@ def found(tmp_path_factory) -> dict[str, Any]:
     env = os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu", "PYTHONPATH": paths}
     program = [sys.executable, str(Path(__file__).with_name("on_meshes.py")), str(model), str(directory / "out")]
     guided = ["guided"] * (importlib.util.find_spec("llguidance") is not None)
-    done = subprocess.run([*program, *guided], env=env, capture_output=True, text=True, timeout=900)
+    done = subprocess.run([*program, *guided], env=env, capture_output=True, text=True, timeout=1800)
     assert done.returncode == 0, done.stderr[-3000:]
     return json.loads((directory / "out" / "found.json").read_text()) | {"kept": directory / "out"}
 

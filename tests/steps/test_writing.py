@@ -13,6 +13,7 @@ from ttsi_jax.errors import InputError
 from ttsi_jax.loop import run
 from ttsi_jax.model.decoder import Tokens, forward, logits
 from ttsi_jax.quality.confidence import call_tokens
+from ttsi_jax.steps.writing import CUT, skipping
 from ttsi_jax.synthesis import Synthetic
 from ttsi_jax.tasks import Call
 from ttsi_jax.tasks.prompts import PromptEncoder, answer_messages
@@ -20,7 +21,7 @@ from ttsi_jax.tasks.prompts import PromptEncoder, answer_messages
 MODEL = tiny_model()
 ENCODER = PromptEncoder(MODEL.tokenizer)
 PAIR = Synthetic("What is 41 and 5?", (Call("add", {"a": 41, "b": 777}),))  # nothing in the request gives 777
-SKIPS = replace(settings().synthesis, skip_ungrounded=True)
+SKIPS = replace(settings().synthesis, skip_values=True)
 
 
 def one_run(**changes):
@@ -52,6 +53,26 @@ def test_values_without_ground_are_read_but_not_learned():
     assert abs(by_token.mean() - by_token[given].mean()) > 1e-2
 
 
+def test_values_of_another_type_are_not_learned():
+    """A pair with them would be dropped by `schema`."""
+    wrong = PAIR._replace(calls=(Call("add", {"a": 41, "b": "["}),))
+    of = lambda config: run(MODEL, task_of(EXAMPLES[0]), config, synthesizer=lambda *_: wrong).records[0]  # noqa: E731
+    dropped, kept = of(settings()), of(settings(synthesis=SKIPS))
+    assert not dropped.adapted and dropped.synthetic[0]["check"] == "schema"
+    assert kept.adapted and kept.synthetic[0]["skipped"] == ["b"]
+
+
+def test_a_cut_value_is_no_reason_where_it_is_skipped():
+    cut = PAIR._replace(reason=CUT)
+    tools = EXAMPLES[0].tools
+    assert skipping(cut, tools).reason is None and skipping(cut, tools).skipped == ("b",)
+    whole = cut._replace(query="What is 41 and 777?")
+    assert skipping(whole, tools).reason == CUT and skipping(whole, tools).skipped == ()
+    assert skipping(PAIR._replace(reason="another"), tools).reason == "another"
+    unknown = PAIR._replace(query="41", calls=(Call("add", {"a": 41, "c": 1}),))
+    assert skipping(unknown, tools).skipped == ("c",)
+
+
 @pytest.mark.parametrize("loss", ["dpo", "reinforce"])
 def test_other_answers_of_a_pair_are_learned_whole(loss):
     """A corrupted call and sampled ones have tokens of their own."""
@@ -62,5 +83,5 @@ def test_other_answers_of_a_pair_are_learned_whole(loss):
 
 
 def test_a_method_that_trains_nothing_skips_nothing():
-    with pytest.raises(InputError, match="--synthesis.skip-ungrounded is about what is trained"):
+    with pytest.raises(InputError, match="--synthesis.skip-values is about what is trained"):
         check(settings(method="tt-icl", synthesis=SKIPS))

@@ -3,7 +3,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ttsi_jax.tasks.example import Call, Tool
-from ttsi_jax.tasks.schema import SchemaError, check_call, normalise_parameters
+from ttsi_jax.tasks.schema import SchemaError, check_call, mistyped, normalise_parameters
 
 SPELLINGS = [
     ("str", {"type": "string"}),
@@ -235,3 +235,14 @@ def test_any_description_is_refused_or_gives_a_stable_schema(parameters, argumen
     assert normalise_parameters(schema) == schema
     result = check_call(Call("f", arguments), [Tool("f", "", schema)])
     assert result is None or isinstance(result, str)
+
+
+def test_values_that_are_not_judged():
+    tool = Tool(
+        "f", "", normalise_parameters({"x": {"type": "array", "items": {"type": "string"}}, "n": {"type": "integer"}})
+    )
+    of = lambda **arguments: mistyped(Call("f", arguments), [tool])  # noqa: E731
+    assert of(x=["a"], n=1) == [] and of(x="[", n=1) == ["x"] and of(x=[1], n="one") == ["x", "n"]
+    assert of(x="[", m=1) == [], "an unknown argument is wrong whatever its value is"
+    assert check_call(Call("f", {"x": "[", "n": 1}), [tool], {"x"}) is None
+    assert "'n' is a string" in (check_call(Call("f", {"x": "[", "n": "1"}), [tool], {"x"}) or "")

@@ -36,12 +36,13 @@ Check = Callable[[Synthetic, Evidence], str | None]
 
 
 def schema(pair: Synthetic, evidence: Evidence) -> str | None:
-    """There is a request and one call, of a listed function, with its required arguments and values of their types."""
+    """There is a request and one call, of a listed function, with its required arguments and values of their types (but
+    for those that are not learned)."""
     if not normal(pair.query):
         return "the request is empty"
     if len(pair.calls) != 1:
         return f"{len(pair.calls)} calls instead of one"
-    return check_call(pair.calls[0], evidence.tools)
+    return check_call(pair.calls[0], evidence.tools, pair.skipped)
 
 
 def copy(pair: Synthetic, evidence: Evidence) -> str | None:

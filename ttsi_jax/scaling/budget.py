@@ -75,13 +75,12 @@ class Fitted(NamedTuple):
 class Base(NamedTuple):
     """What of a model decides how much a run with it takes on one device."""
 
-    config: DecoderConfig
+    config: DecoderConfig  # of what the device computes: with its share of the heads, the MLP and the vocabulary
     weights: int  # bytes
     converted: int  # bytes of weights that the compiler keeps in float32 besides, for a program
     copied: int  # the same in training, with those that it keeps transposed
     itemsize: int  # of caches
     width: int  # bytes of an intermediate value: XLA's compiler for CPUs computes in float32
-    divided: int  # devices that share a cache's heads
     gathered: int  # bytes of weights that `fsdp` makes whole for a program: a layer's, and the vocabulary's
     on_cpu: bool
 
@@ -172,17 +171,28 @@ def base_of(config: DecoderConfig, params: Params, layout: Layout, on_cpu: bool 
     on_cpu = jax.default_backend() == "cpu" if on_cpu is None else on_cpu
     n_model, n_fsdp = ((layout.shape or {}).get(axis, 1) for axis in ("model", "fsdp"))
     together = [params["layers"][0], params["embed"], params.get("head")]
-    whole = {"attention", "keys and values"} & undivided(config, n_model).keys()
     itemsize = jnp.dtype(params["embed"].dtype).itemsize
     return Base(
-        config,
+        _share(config, n_model),
         sum(map(_bytes, jax.tree.leaves(params))),
         *(_copies(params) if on_cpu else (0, 0)),
         itemsize,
         width=4 if on_cpu else itemsize,
-        divided=1 if whole else n_model,
         gathered=n_fsdp * sum(map(_bytes, jax.tree.leaves(together))) if n_fsdp > 1 else 0,
         on_cpu=on_cpu,
+    )
+
+
+def _share(config: DecoderConfig, n_model: int) -> DecoderConfig:
+    """What one of so many devices computes."""
+    whole = undivided(config, n_model).keys()
+    of = lambda size, *parts: size if whole & set(parts) else size // n_model  # noqa: E731
+    return replace(
+        config,
+        n_heads=of(config.n_heads, "attention"),
+        n_kv_heads=of(config.n_kv_heads, "attention", "keys and values"),
+        mlp_size=of(config.mlp_size, "MLP"),
+        vocab_size=of(config.vocab_size, "vocabulary"),
     )
 
 
@@ -318,15 +328,14 @@ def temporaries(
     own_past = 0 if whole or shape.common else cache_bytes(base, shape.prefix)
     length = sizes.sequence + shape.prefix - n_past
     seen = shape.prefix + shape.suffix + sizes.decoded  # by a token that is decoded
+    # What goes through the loop over chunks and comes out of it: on accelerators in place, but for the past.
+    through_loop = 8 * adapter_size(base.config, settings.lora) + state + 2 * own_past if base.on_cpu else own_past
     keeps = partial(training_bytes, base.config, settings, length, n_past, sizes.trained, n_sequences)
     return Temporaries(
         prefill=PREFILL_ROWS * read(shape.prefix, 0),
         score=rows * read(shape.suffix + n_names, shape.prefix),
         decode=rows * (20 * base.config.vocab_size + 6 * base.config.n_heads * seen + cache_bytes(base, sizes.decoded)),
-        # Adapters and states go through the loop over chunks, and come out of it.
-        training=base.copied
-        + base.gathered
-        + rows * (8 * adapter_size(base.config, settings.lora) + state + 2 * own_past),
+        training=base.copied + base.gathered + rows * through_loop,
         example=keeps(remat),
         whole_example=keeps(),
         reading=rows * read(shape.suffix + n_names + shape.prefix - n_past, n_past),
@@ -336,17 +345,20 @@ def temporaries(
 def cache_bytes(base: Base, n_tokens: int) -> int:
     """Of one sequence's keys and values, positions and segments."""
     config = base.config
-    numbers = 2 * config.n_layers * config.n_kv_heads * config.head_dim // base.divided
+    numbers = 2 * config.n_layers * config.n_kv_heads * config.head_dim
     return n_tokens * (numbers * base.itemsize + 8)
 
 
 def reading_bytes(base: Base, n_tokens: int, n_past: int, n_name: int) -> float:
     """The intermediate values of reading one prompt, and its new cache: of one layer the MLP's and the stream, and one
-    part of the queries' scores and exponentials; or the logits of one candidate."""
+    part of the queries' scores and exponentials; or the logits of one candidate. On accelerators the new keys and
+    values are there in two more layouts."""
     config = base.config
     layer = n_tokens * (3 * config.mlp_size + 2 * config.hidden_size)
     scores = config.n_heads * min(n_tokens, QUERIES) * (n_tokens + n_past)
-    return max(base.width * layer + 6 * scores + cache_bytes(base, n_tokens), 8 * (n_name + 2) * config.vocab_size)
+    computed, logits = base.width * layer + 6 * scores, 8 * (n_name + 2) * config.vocab_size
+    cache = cache_bytes(base, n_tokens)
+    return max(computed + cache, logits) if base.on_cpu else max(computed, logits) + 3 * cache
 
 
 def state_bytes(config: DecoderConfig, settings: AdaptConfig, rule: UpdateRule) -> int:

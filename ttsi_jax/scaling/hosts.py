@@ -127,7 +127,7 @@ def check_job(config: Mapping[str, Any], mesh: Mapping[str, int] | None) -> None
     if not several():
         return
     if mesh is None:
-        raise InputError("a run of several hosts needs a model on a mesh of all their devices: --mesh data=D,fsdp=F,model=M")
+        raise InputError("a run of several hosts needs a model on a mesh of all their devices, see --mesh")
     if config["adapt"]["reset"] == "never":
         raise InputError("--adapt.reset never goes on from adapters in files: it takes one host, without --hosts")
     config = {**config, "mesh": mesh}

@@ -27,10 +27,11 @@ from ttsi_jax.steps.gating import Gating
 from ttsi_jax.steps.reading import best_first
 from ttsi_jax.synthesis import Synthesizer, Synthetic
 from ttsi_jax.synthesis.augment import AUGMENTATIONS
-from ttsi_jax.tasks import Call, Tool
+from ttsi_jax.tasks import Call, Tool, mistyped
 from ttsi_jax.tasks.prompts import OPENING, PromptEncoder, answer_messages
 
 NO_ROOM = "the pair does not fit the model's context"
+CUT = "a value was cut"
 
 
 class Writing(Gating):
@@ -69,11 +70,9 @@ class Writing(Gating):
             pair = examine(pair, self.evidence(draft, pair), ["copy"])  # a copy needs no label
         if not (pair.calls or pair.reason):
             pair = yield from self.label(draft, pair)
-        pair = yield from self.examine(draft, pair, number)
-        if self.config.synthesis.skip_ungrounded and pair.reason is None:
-            tools = pair.tools or draft.example.tools
-            pair = pair._replace(skipped=tuple(ungrounded(pair.calls[0], pair.query, tools)))
-        return pair
+        if self.config.synthesis.skip_values and len(pair.calls) == 1:
+            pair = skipping(pair, pair.tools or draft.example.tools)
+        return (yield from self.examine(draft, pair, number))
 
     def write(self, draft: Draft, attempt: int) -> Wanting:
         """A pair from the model or from elsewhere."""
@@ -112,7 +111,7 @@ class Writing(Gating):
             text, cut, _ = yield from self.reply(draft, pair, answerer, SYNTHESIS, tool=tool)
         except InputError as error:
             return pair._replace(reason=str(error))
-        reason = NOT_FINITE if text is None else "a value was cut" if cut else None
+        reason = NOT_FINITE if text is None else CUT if cut else None
         return pair._replace(calls=tuple(read_calls(text) or ()), reason=reason)
 
     def reply(
@@ -267,3 +266,12 @@ class Writing(Gating):
         draft.pairs[-1] = newest._replace(samples=(*newest.samples, ids), rewards=(*newest.rewards, value))
         samples = [*entry.get("samples", []), {"text": text, "reward": value}]
         draft.note(synthetic=[*draft.record.synthetic[:-1], {**entry, "samples": samples}])
+
+
+def skipping(pair: Synthetic, tools: Sequence[Tool]) -> Synthetic:
+    """The pair with the arguments whose values are not learned. Where there are such, a value that was cut is one of
+    them and no reason to drop the pair."""
+    [call] = pair.calls
+    unsafe = {*mistyped(call, tools), *ungrounded(call, pair.query, tools)}
+    names = tuple(name for name in call.arguments if name in unsafe)
+    return pair._replace(skipped=names, reason=None if names and pair.reason == CUT else pair.reason)

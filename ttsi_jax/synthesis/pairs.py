@@ -41,8 +41,8 @@ class SynthesisConfig:
         checks: what a pair must pass to be learned from, by name: `schema`, `copy`, `grounded`, `round-trip`,
           `channel`, `agreement` (see docs/quality.md).
         labels: sampled answers to a pair's request, for the check `agreement`.
-        skip_ungrounded: values that a pair's request does not hold are read in training but not learned, where no check
-          `grounded` drops the whole pair for them.
+        skip_values: values that a pair's request does not hold, or that are not of their type, are read in training but
+          not learned, in the place of dropping the pair (with the check `grounded` it is dropped all the same).
         held_out: write one more pair, which is not trained on; its loss before and after is recorded as evidence.
         augment: train on a copy of each pair for each of these names too: the functions in another `order`, among
           `distractors` (functions of other inputs), or with a `rename` of functions and arguments (needs the scope
@@ -63,7 +63,7 @@ class SynthesisConfig:
     max_tokens: int = 64
     checks: tuple[str, ...] = ("schema", "copy")
     labels: int = 4
-    skip_ungrounded: bool = False
+    skip_values: bool = False
     held_out: bool = False
     augment: tuple[Literal["order", "distractors", "rename"], ...] = ()
 

@@ -6,7 +6,7 @@ from ttsi_jax.tasks.example import Call, Example, GoldCall, Task, Tool
 from ttsi_jax.tasks.faults import Faults, count_faults, unmatchable
 from ttsi_jax.tasks.metrics import MicroF1, call_correct, micro_f1, normalise, tool_correct
 from ttsi_jax.tasks.registry import TASK_NAMES, TaskInfo, describe_tasks, load_task
-from ttsi_jax.tasks.schema import SchemaError, check_call, normalise_parameters
+from ttsi_jax.tasks.schema import SchemaError, check_call, mistyped, normalise_parameters
 
 __all__ = [
     "TASK_NAMES",
@@ -23,6 +23,7 @@ __all__ = [
     "Tool",
     "call_correct",
     "check_call",
+    "mistyped",
     "count_faults",
     "describe_tasks",
     "fetch",

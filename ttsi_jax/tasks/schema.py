@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import Any
 
 from ttsi_jax.tasks.example import Call, Tool
@@ -56,8 +56,9 @@ def normalise_parameters(parameters: Any, required: Iterable[str] = ()) -> dict[
     return _normalise({**parameters, "type": "object", "properties": properties, "required": listed}, "parameters", 0)
 
 
-def check_call(call: Call, tools: Sequence[Tool]) -> str | None:
-    """Says what is wrong with a call, or None if one of the tools takes it.
+def check_call(call: Call, tools: Sequence[Tool], unjudged: Collection[str] = ()) -> str | None:
+    """Says what is wrong with a call, or None if one of the tools takes it; the values of `unjudged` arguments may be
+    anything.
 
     A call is taken when it names a listed tool and gives all required arguments, no unknown ones, and values of the
     right JSON types: 5 is a number and 5.0 an integer, but True is neither. Array items, nested objects and enums
@@ -66,7 +67,15 @@ def check_call(call: Call, tools: Sequence[Tool]) -> str | None:
     tool = next((tool for tool in tools if tool.name == call.name), None)
     if tool is None:
         return f"unknown function {_quote(call.name)}"
-    return _check_members(call.arguments, tool.parameters, "")
+    return _check_members(call.arguments, tool.parameters, "", unjudged)
+
+
+def mistyped(call: Call, tools: Sequence[Tool]) -> list[str]:
+    """The arguments whose values are not what a tool takes; none where there is more wrong with a call than values."""
+    names = call.arguments.keys()
+    if check_call(call, tools, names):
+        return []
+    return [name for name in names if check_call(call, tools, names - {name})]
 
 
 def _is_schema(parameters: dict[str, Any]) -> bool:
@@ -160,7 +169,9 @@ def _names(value: Any, where: str) -> list[str]:
     return value
 
 
-def _check_members(values: dict[str, Any], schema: dict[str, Any], prefix: str) -> str | None:
+def _check_members(
+    values: dict[str, Any], schema: dict[str, Any], prefix: str, unjudged: Collection[str] = ()
+) -> str | None:
     properties = schema["properties"]
     additional = schema.get("additionalProperties", False)
     for name in schema["required"]:
@@ -170,7 +181,7 @@ def _check_members(values: dict[str, Any], schema: dict[str, Any], prefix: str) 
         if name not in properties and additional is False:
             return f"unknown argument {_quote(prefix + name)}"
         inner = properties.get(name, additional if isinstance(additional, dict) else {})
-        if reason := _check_value(value, inner, prefix + name):
+        if name not in unjudged and (reason := _check_value(value, inner, prefix + name)):
             return reason
     return None
 
