@@ -33,6 +33,7 @@ from benchmarking import Line, console, show, write_json
 from bounds import Cost, Costs
 from chips import CHIPS, GIB, Chip
 from collectives import collectives, sent
+from plan import Loads
 from tpu_pieces import NOTHING, Flops, Piece, Work, one_layer_of, pieces
 from ttsi_jax.adaptation import AdaptConfig
 from ttsi_jax.batching.waves import PREFILL_ROWS, Pair, Shape, training_shape
@@ -42,6 +43,7 @@ from ttsi_jax.model.config import DecoderConfig
 from ttsi_jax.model.quantized import Int8
 from ttsi_jax.model.sharding import ROWS, map_rows
 from ttsi_jax.rules import adamw, answer_cross_entropy
+from ttsi_jax.scaling.budget import base_on, device_bytes, state_bytes, temporaries
 from ttsi_jax.scaling.mesh import AXES, check_wave, mesh_shape
 from ttsi_jax.scaling.programs import SCOPES, Program, Sizes, placed, run_programs
 from workload import SHAPES
@@ -231,12 +233,49 @@ def measure(options: Compile) -> dict[str, Any]:
             made = {n: _with_chunk(programs[name], how) for n, programs in every.items()}
             own["estimate"] = estimate(name, made, config, settings.rank, chip, mesh)
             own["bound_seconds"] = useful(options, config, parts)[name].seconds(chip.machine) / mesh.size
+        own["formula"] = by_formula(name, whole[name], options, config, sizes, mesh)
         found[name] = own
     versions = {name: importlib.metadata.version(name) for name in ("jax", "libtpu")}
     return {
         "shape": options.shape, "chip": options.chip, "mesh": options.mesh, "wave": options.wave,
         "dtype": options.dtype, "work": asdict(work), "programs": found, "versions": versions,
     }  # fmt: skip
+
+
+class Formula(NamedTuple):
+    """What `--memory` and `plan.py` count with."""
+
+    memory: float  # bytes, code not counted
+    seconds: float  # at least
+
+
+def by_formula(
+    name: str, program: Program, options: Compile, config: DecoderConfig, sizes: Sizes, mesh: Any
+) -> Formula:
+    """Of a program on one chip."""
+    shape, work, (_, _, scope) = mesh_shape(options.mesh), options.work, name.rpartition(", ")
+    rows, rule, how = sizes.wave // (shape[0] * shape[1]), adamw(work.lr), program.options
+    settings = AdaptConfig(scope="suffix" if scope == "suffix" else "all", epochs=work.steps)
+    dtype, weight = BASES[options.dtype]
+    base = base_on(config, dtype, shape)
+    own = sizes._replace(wave=rows)
+    of = temporaries(base, settings, state_bytes(base.config, settings, rule), own, remat=how.get("remat"))
+    loads = Loads(config, shape, rows, settings.rank, weight or 2.0)
+    prompt, packed = work.prefix + work.suffix, work.candidates * work.name
+    if name == "prefill":
+        beside, load = of.prefill, loads.read(PREFILL_ROWS, work.prefix, 0, 0)
+    elif name == "score":
+        beside, load = of.score, loads.read(rows, work.suffix + packed, work.prefix, packed + 2)
+    elif name.startswith("decode"):
+        beside, load = of.decode, loads.decode(work.answer, prompt, adapted=name != "decode")
+    else:
+        past = 0 if scope == "all" else work.prefix
+        length = sizes.sequence + work.prefix - past
+        load = loads.train(length, past, sizes.trained, work.steps, how["chunk"], how["remat"])
+        load += loads.read(rows, prompt - past + packed, past, packed + 2, adapted=True)
+        beside = of.adapt(how["chunk"])
+    arguments = sum(map(device_bytes, jax.tree.leaves(program.placed(mesh).arguments[1:])))
+    return Formula(arguments + beside, load.seconds(CHIPS[options.chip])[0])
 
 
 def _with_chunk(program: Program, how: Mapping[str, Any]) -> Program:
@@ -251,7 +290,9 @@ def report(results: Mapping[str, Any]) -> None:
         memory, found = own.get("memory"), own.get("estimate")
         if isinstance(memory, Memory):
             sizes = f"{memory.arguments / GIB:.2f} + {memory.temporaries / GIB:.2f}"
-            sizes, fits = f"{sizes} + {memory.results / GIB:.2f}", f"{memory.total / chip.memory:.0%}"
+            ratio = own["formula"].memory / (memory.total - memory.code)
+            sizes = f"{sizes} + {memory.results / GIB:.2f} ({ratio:.2f})"
+            fits = f"{memory.total / chip.memory:.0%}"
         else:
             sizes, fits = memory or "", "no" if memory else ""
         figures = ("", "", "", "", "")
@@ -260,13 +301,14 @@ def report(results: Mapping[str, Any]) -> None:
                 f"{found.work.flops / 1e12:,.2f} ({found.work.flops / found.by_hand:.3f})",
                 f"{found.work.bytes / 1e9:,.1f}",
                 ", ".join(f"{kind} {size / 1e9:,.2f}" for kind, size in found.work.received.items() if size) or "none",
-                f"{found.seconds:.3f}",
+                f"{found.seconds:.3f} ({own['formula'].seconds / found.seconds:.2f})",
                 f"{own['bound_seconds'] / found.seconds:.0%}",
             )
         label = name + (f" (by {own['chunk']}{', remat' * own['remat']})" if own["chunk"] else "")
         lines.append(Line(label, (sizes, fits, *figures), f"{own['bound_seconds']:.3f} s" if found else ""))
-    headings = ("program", "arguments + temporaries + results, GiB", "of the chip", "TFLOP (to a count by hand)",
-                "GB", "collectives, GB received", "seconds at least", "share of the bound")  # fmt: skip
+    headings = ("program", "arguments + temporaries + results, GiB (formula over it)", "of the chip",
+                "TFLOP (to a count by hand)", "GB", "collectives, GB received", "seconds at least (formula over it)",
+                "share of the bound")  # fmt: skip
     where = f"{results['chip']}, mesh {results['mesh']}, waves of {results['wave']}; of each chip"
     title = f"{results['shape']} in {results['dtype']} on {where}"
     show(title, headings, lines)

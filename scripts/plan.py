@@ -14,6 +14,7 @@ from math import prod
 from pathlib import Path
 from typing import Literal, NamedTuple
 
+import jax.numpy as jnp
 import tyro
 
 from benchmarking import Line, console, show, write_json
@@ -28,10 +29,13 @@ from ttsi_jax.checkpoints.config import from_hf
 from ttsi_jax.config import RunConfig, find_parts
 from ttsi_jax.errors import InputError
 from ttsi_jax.model.config import DecoderConfig
+from ttsi_jax.model.quantized import Int8
 from ttsi_jax.scaling.budget import Takes, base_on, moments
 from ttsi_jax.scaling.mesh import mesh_shape
 from ttsi_jax.synthesis import SynthesisConfig
 from workload import SHAPES, Work
+
+DTYPES = {"bfloat16": jnp.bfloat16, "int8": Int8(jnp.bfloat16)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -158,7 +162,7 @@ def memory(options: Plan, config: DecoderConfig) -> Takes:
     settings = AdaptConfig(scope=options.scope, memory=options.memory, epochs=work.steps)
     answer, synthesis = AnswerConfig(max_tokens=work.answer), SynthesisConfig(max_tokens=work.synthesis)
     run = RunConfig(adapt=settings, answer=answer, synthesis=synthesis, wave=options.wave)
-    base = base_on(config, options.dtype, mesh_shape(options.mesh))
+    base = base_on(config, DTYPES[options.dtype], mesh_shape(options.mesh))
     shape = Shape(work.prefix, work.suffix, work.candidates, work.name)
     return moments(base, run, find_parts(run, {}), shape, rows).with_training(options.memory * GIB)
 

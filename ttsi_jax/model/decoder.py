@@ -233,7 +233,8 @@ def run_layers(
 ) -> tuple[Array, Cache, LayerInputs]:
     """`forward`, with what each layer's projections read; what is not used of that costs nothing under jit."""
     model = merge(config, params)
-    x = rows(gathered({"embed": params["embed"]}, tokens.ids)["embed"], tokens.ids)
+    table, ids = gathered({"embed": params["embed"]}, tokens.ids)
+    x = rows(table["embed"], ids)
     x = x * jnp.asarray(config.embed_scale, x.dtype)
 
     positions = jnp.concatenate([*(cache.positions for cache in past), tokens.positions])
@@ -262,7 +263,8 @@ def _layer(graph: Any, weights: Any, *arguments: Any, remat: bool) -> Any:
     """One layer; as a jitted function it is traced once for all layers of the same kind."""
 
     def call(weights: Any, x: Array, *others: Any) -> Any:
-        return nnx.merge(graph, gathered(weights, x))(x, *others)
+        weights, x = gathered(weights, x)
+        return nnx.merge(graph, weights)(x, *others)
 
     if remat:
         call = jax.checkpoint(call)
@@ -275,7 +277,7 @@ def logits(config: DecoderConfig, params: Params, hidden: Array) -> Array:
     """Next-token logits [..., V] float32 of hidden states [..., D]: ask only for the positions that are needed."""
     with jax.named_scope("logits"):
         name = "embed" if config.tied_head else "head"
-        head = gathered({name: params[name]}, hidden)[name]
+        head, hidden = gathered({name: params[name]}, hidden)
         if config.tied_head:
-            return contract(hidden, head, axis=1, dtype=jnp.float32)
-        return contract(hidden, head["kernel"], axis=0, dtype=jnp.float32)
+            return contract(hidden, head[name], axis=1, dtype=jnp.float32)
+        return contract(hidden, head[name]["kernel"], axis=0, dtype=jnp.float32)

@@ -61,21 +61,21 @@ def hidden_axis(path: tuple[Any, ...]) -> int | None:
     return int(bool({"embed", "o", "down"}.intersection(names)))
 
 
-def gathered(weights: Any, after: Array) -> Any:
-    """The weights whole, on a part of the devices of which each has its share.
+def gathered(weights: Any, x: Array) -> tuple[Any, Array]:
+    """The weights whole, on a part of the devices of which each has its share; and x, which they are for.
 
-    `after` is what they will be multiplied with: until it is there they are not gathered, so that one layer after the
-    other is whole, in every step of a loop anew.
+    Until x is there they are not gathered, so that one layer after the other is whole, in every step of a loop anew.
+    That holds only for those who go on with the x that is returned: the compiler drops what nobody uses.
     """
     if axis_size(FSDP) == 1:
-        return weights
-    weights, _ = jax.lax.optimization_barrier((weights, after))
+        return weights, x
+    weights, x = jax.lax.optimization_barrier((weights, x))
 
     def whole(path: tuple[Any, ...], x: Array) -> Array:
         axis = hidden_axis(path)
         return x if axis is None else checkpoint_name(jax.lax.all_gather(x, FSDP, axis=axis, tiled=True), _GATHERED)
 
-    return jax.tree_util.tree_map_with_path(whole, weights)
+    return jax.tree_util.tree_map_with_path(whole, weights), x
 
 
 def in_any_part(flag: Array) -> Array:

@@ -30,7 +30,7 @@ from ttsi_jax.model.attention import QUERIES
 from ttsi_jax.model.config import DecoderConfig
 from ttsi_jax.model.decoder import Params, abstract_params
 from ttsi_jax.model.lora import init_adapter
-from ttsi_jax.model.quantized import Int8, Quantized
+from ttsi_jax.model.quantized import Quantized
 from ttsi_jax.rules.interface import UpdateRule, needed
 from ttsi_jax.runs.directory import CONFIG, read_config
 from ttsi_jax.scaling.mesh import AXES, Layout, check_wave, undivided
@@ -158,11 +158,11 @@ def fit(
     return found
 
 
-def base_on(config: DecoderConfig, dtype: str, mesh: tuple[int, int, int]) -> Base:
-    """On a mesh of accelerators with these sizes of its axes, none of which has to be there."""
+def base_on(config: DecoderConfig, dtype: Any, mesh: tuple[int, int, int]) -> Base:
+    """On a mesh of accelerators with these sizes of its axes, none of which has to be there; `dtype`: see
+    `abstract_params`."""
     devices: Any = AbstractMesh(mesh, AXES)
-    params = abstract_params(config, Int8(jnp.bfloat16) if dtype == "int8" else dtype)
-    params, *_ = placed(config, devices, params)
+    params, *_ = placed(config, devices, abstract_params(config, dtype))
     return base_of(config, params, Layout(config, devices), on_cpu=False)
 
 
@@ -174,11 +174,11 @@ def base_of(config: DecoderConfig, params: Params, layout: Layout, on_cpu: bool 
     itemsize = jnp.dtype(params["embed"].dtype).itemsize
     return Base(
         _share(config, n_model),
-        sum(map(_bytes, jax.tree.leaves(params))),
+        sum(map(device_bytes, jax.tree.leaves(params))),
         *(_copies(params) if on_cpu else (0, 0)),
         itemsize,
         width=4 if on_cpu else itemsize,
-        gathered=n_fsdp * sum(map(_bytes, jax.tree.leaves(together))) if n_fsdp > 1 else 0,
+        gathered=n_fsdp * sum(map(device_bytes, jax.tree.leaves(together))) if n_fsdp > 1 else 0,
         on_cpu=on_cpu,
     )
 
@@ -196,8 +196,8 @@ def _share(config: DecoderConfig, n_model: int) -> DecoderConfig:
     )
 
 
-def _bytes(x: Any) -> int:
-    """Of an array on one device, or of a shape."""
+def device_bytes(x: Any) -> int:
+    """Of an array on one device, or of a shape that says where it would lie."""
     shape = x.shape if x.sharding is None else x.sharding.shard_shape(x.shape)
     return math.prod(shape) * x.dtype.itemsize
 
@@ -209,7 +209,7 @@ def _copies(params: Params) -> tuple[int, int]:
 
     def in_float(tree: Any) -> int:
         values = (x.values if is_int8(x) else x for x in jax.tree.leaves(tree, is_leaf=is_int8))
-        return sum(4 * _bytes(x) // x.dtype.itemsize for x in values if x.ndim == 2)
+        return sum(4 * device_bytes(x) // x.dtype.itemsize for x in values if x.ndim == 2)
 
     if is_int8(params["embed"]) or params["embed"].dtype != jnp.float32:
         return in_float(params), in_float(params)
