@@ -9,7 +9,7 @@ The formulas are held against compiled programs in docs/scaling.md.
 from __future__ import annotations
 
 import sys
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from math import prod
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -31,7 +31,7 @@ from ttsi_jax.errors import InputError
 from ttsi_jax.model.config import DecoderConfig
 from ttsi_jax.model.quantized import Int8
 from ttsi_jax.scaling.budget import Takes, base_on, moments
-from ttsi_jax.scaling.mesh import mesh_shape
+from ttsi_jax.scaling.mesh import check_wave, mesh_shape
 from ttsi_jax.synthesis import SynthesisConfig
 from workload import SHAPES, Work
 
@@ -46,7 +46,7 @@ class Plan:
         shape: the model, such as qwen2.5-7b.
         chip: of the mesh.
         mesh: data=D,fsdp=F,model=M, as `ttsi-jax run --mesh`.
-        wave: inputs of a wave.
+        wave: inputs of a wave; by default the largest power of two that fits, at most 64 on each part of the mesh.
         scope: of the adapters.
         memory: as `ttsi-jax run --adapt.memory`: GiB for the intermediate values of training.
         dtype: of the base.
@@ -59,7 +59,7 @@ class Plan:
     shape: str = "qwen2.5-1.5b"
     chip: Literal["v4", "v5e", "v5p", "v6e", "h200"] = "v5e"
     mesh: str = "data=1"
-    wave: int = 32
+    wave: int | None = None
     scope: Literal["all", "suffix"] = "all"
     memory: float = 2.0
     dtype: Literal["bfloat16", "int8"] = "bfloat16"
@@ -144,16 +144,27 @@ def stages(options: Plan, config: DecoderConfig) -> dict[str, Load]:
     }
 
 
-def rows_of(options: Plan) -> int:
-    """Inputs on each part of the mesh.
+def with_wave(options: Plan, config: DecoderConfig) -> Plan:
+    """With the largest wave that fits, where none is given.
 
     Raises:
-        InputError: the mesh does not divide the wave.
+        InputError: none fits, or the mesh does not divide the one that is given.
     """
-    n_data, n_fsdp, _ = mesh_shape(options.mesh)
-    if options.wave % (n_data * n_fsdp):
-        raise InputError(f"--wave is {options.wave}; --mesh {options.mesh} cannot divide it")
-    return options.wave // (n_data * n_fsdp)
+    parts = prod(mesh_shape(options.mesh)[:2])
+    if options.wave is not None:
+        check_wave(options.wave, parts)
+        return options
+    every = [replace(options, wave=parts * rows) for rows in (64, 32, 16, 8, 4, 2, 1)]
+    fits = (plan for plan in every if memory(plan, config).total <= CHIPS[options.chip].memory)
+    if (found := next(fits, None)) is None:
+        raise InputError(f"a wave of {parts} takes {memory(every[-1], config)} of each chip, which does not fit")
+    return found
+
+
+def rows_of(options: Plan) -> int:
+    """Inputs on each part of the mesh."""
+    assert options.wave is not None
+    return options.wave // prod(mesh_shape(options.mesh)[:2])
 
 
 def memory(options: Plan, config: DecoderConfig) -> Takes:
@@ -161,13 +172,14 @@ def memory(options: Plan, config: DecoderConfig) -> Takes:
     work, rows = options.work, rows_of(options)
     settings = AdaptConfig(scope=options.scope, memory=options.memory, epochs=work.steps)
     answer, synthesis = AnswerConfig(max_tokens=work.answer), SynthesisConfig(max_tokens=work.synthesis)
-    run = RunConfig(adapt=settings, answer=answer, synthesis=synthesis, wave=options.wave)
+    run = RunConfig(adapt=settings, answer=answer, synthesis=synthesis)
     base = base_on(config, DTYPES[options.dtype], mesh_shape(options.mesh))
     shape = Shape(work.prefix, work.suffix, work.candidates, work.name)
     return moments(base, run, find_parts(run, {}), shape, rows).with_training(options.memory * GIB)
 
 
 def report(options: Plan, config: DecoderConfig) -> dict[str, float]:
+    assert options.wave is not None
     chip, loads, takes = CHIPS[options.chip], stages(options, config), memory(options, config)
     n_chips, lines, total = prod(mesh_shape(options.mesh)), [], 0.0
     for name, load in loads.items():
@@ -196,7 +208,9 @@ def main() -> int:
     try:
         if options.shape not in SHAPES:
             raise InputError(f"no shape is called '{options.shape}'; known: {', '.join(SHAPES)}")
-        found = report(options, from_hf(SHAPES[options.shape] | {"rms_norm_eps": 1e-5}))
+        config = from_hf(SHAPES[options.shape] | {"rms_norm_eps": 1e-5})
+        options = with_wave(options, config)
+        found = report(options, config)
     except InputError as error:
         console.print(f"error: {error}", style="red", markup=False)
         return 2

@@ -8,12 +8,9 @@ import pytest
 
 import plan
 from chips import CHIPS
-from plan import Load, Loads, Plan, memory, rows_of, stages
+from plan import Load, Loads, Plan, memory, rows_of, stages, with_wave
 from ttsi_jax.checkpoints.config import from_hf
-from ttsi_jax.errors import InputError
 from workload import SHAPES
-
-SMALL = Plan(shape="qwen2.5-1.5b")
 
 
 def config_of(shape):
@@ -24,7 +21,8 @@ def config_of(shape):
 def test_a_mesh_divides_the_work(scope):
     """Over `model` arithmetic is divided and the stream is sent; over `data` nothing is."""
     config = config_of("qwen2.5-7b")
-    of = lambda mesh: stages(Plan(shape="qwen2.5-7b", mesh=mesh, scope=scope, memory=1000.0), config)  # noqa: E731
+    whole = Plan(shape="qwen2.5-7b", wave=32, scope=scope, memory=1000.0)
+    of = lambda mesh: stages(replace(whole, mesh=mesh), config)  # noqa: E731
     one, model, data = of("data=1"), of("model=4"), of("data=4")
     for name, load in one.items():
         assert load.sent == data[name].sent == 0 < model[name].sent
@@ -49,7 +47,7 @@ def test_the_slowest_resource_decides():
 
 
 def test_memory_follows_the_mesh():
-    config, whole = config_of("qwen2.5-7b"), Plan(shape="qwen2.5-7b")
+    config, whole = config_of("qwen2.5-7b"), Plan(shape="qwen2.5-7b", wave=32)
     of = lambda mesh, **more: memory(replace(whole, mesh=mesh, **more), config)  # noqa: E731
     one, model, fsdp = of("data=1"), of("model=4"), of("fsdp=4")
     matrices = (
@@ -65,7 +63,20 @@ def test_memory_follows_the_mesh():
 @pytest.mark.parametrize("mesh", ["data=1", "model=2", "fsdp=2", "data=2,fsdp=2,model=2"])
 def test_it_tells_hours_and_dollars(mesh, monkeypatch, capsys, tmp_path):
     path = tmp_path / "plan.json"
-    options = ["--shape", "qwen2.5-72b", "--chip", "h200", "--mesh", mesh, "--price", "3", "--json", str(path)]
+    options = [
+        "--wave",
+        "32",
+        "--shape",
+        "qwen2.5-72b",
+        "--chip",
+        "h200",
+        "--mesh",
+        mesh,
+        "--price",
+        "3",
+        "--json",
+        str(path),
+    ]
     monkeypatch.setattr(sys, "argv", ["plan", *options])
     assert plan.main() == 0
     found = json.loads(path.read_text())["found"]
@@ -77,9 +88,16 @@ def test_it_tells_hours_and_dollars(mesh, monkeypatch, capsys, tmp_path):
 
 def test_what_cannot_be_planned_is_refused(monkeypatch, capsys):
     for options, why in ((["--shape", "gpt"], "no shape is called 'gpt'"), (["--mesh", "4"], "--mesh is '4'"),
-                         (["--mesh", "data=3"], "cannot divide it")):  # fmt: skip
+                         (["--mesh", "data=3", "--wave", "32"], "must be a multiple of 3"),
+                         (["--shape", "qwen2.5-72b"], "which does not fit")):  # fmt: skip
         monkeypatch.setattr(sys, "argv", ["plan", *options])
         assert plan.main() == 2
         assert why in capsys.readouterr().out
-    with pytest.raises(InputError, match="--wave is 32; --mesh data=3 cannot divide it"):
-        rows_of(replace(SMALL, mesh="data=3"))
+
+
+@pytest.mark.parametrize("mesh", ["data=1", "data=2"])
+def test_the_wave_is_the_largest_that_fits(mesh):
+    config, chip = config_of("qwen2.5-1.5b"), CHIPS["v5e"]
+    found = with_wave(Plan(shape="qwen2.5-1.5b", mesh=mesh), config)
+    assert found.wave is not None and rows_of(found) in (8, 16, 32)
+    assert memory(found, config).total <= chip.memory < memory(replace(found, wave=2 * found.wave), config).total
