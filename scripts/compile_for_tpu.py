@@ -274,8 +274,9 @@ def by_formula(
         load = loads.train(length, past, sizes.trained, work.steps, how["chunk"], how["remat"])
         load += loads.read(rows, prompt - past + packed, past, packed + 2, adapted=True)
         beside = of.adapt(how["chunk"])
-    arguments = sum(map(device_bytes, jax.tree.leaves(program.placed(mesh).arguments[1:])))
-    return Formula(arguments + beside, load.seconds(CHIPS[options.chip])[0])
+    arguments = jax.tree.leaves(program.placed(mesh).arguments)
+    held = sum(device_bytes(x) for x in arguments if isinstance(x, jax.ShapeDtypeStruct))
+    return Formula(held + beside, load.seconds(CHIPS[options.chip])[0])
 
 
 def _with_chunk(program: Program, how: Mapping[str, Any]) -> Program:
