@@ -202,24 +202,39 @@ def useful(options: Compile, config: DecoderConfig, parts: int) -> dict[str, Cos
     return found
 
 
-def measure(options: Compile) -> dict[str, Any]:
+class Run(NamedTuple):
+    """A run's programs, by the number of the decoder's layers: one, two, and all."""
+
+    config: DecoderConfig
+    sizes: Sizes
+    settings: AdaptConfig
+    programs: dict[int, dict[str, Program]]
+
+
+def run_of(options: Compile) -> Run:
+    """The run that the options mean.
+
+    Raises:
+        InputError: no such model, or the mesh does not divide the wave.
+    """
     if options.shape not in SHAPES:
         raise InputError(f"no shape is called '{options.shape}'; known: {', '.join(SHAPES)}")
-    mesh, chip, work = make_mesh(options.chip, options.mesh), CHIPS[options.chip], options.work
-    parts = prod(mesh.shape[axis] for axis in ROWS)
+    work, parts = options.work, prod(mesh_shape(options.mesh)[:2])
     check_wave(options.wave, parts)
     config = from_hf(SHAPES[options.shape] | {"rms_norm_eps": 1e-5})
     shape = Shape(work.prefix, work.suffix, work.candidates, work.name)
     pair = Pair((0,) * (work.suffix - work.trained), (0,) * work.trained)
     sizes = Sizes(options.wave, shape, *training_shape(shape, [[pair]]), work.answer)
     settings = AdaptConfig(epochs=work.steps, memory=options.memory)
-    rule, loss = adamw(work.lr), answer_cross_entropy
-    of = lambda n: one_layer_of(config, n)  # noqa: E731
-    every = {
-        n: run_programs(of(n), BASES[options.dtype][0], sizes, settings, rule, loss, options.scopes, parts=parts)
-        for n in sorted({1, 2, config.n_layers})
-    }
-    whole = every[config.n_layers]
+    how = (BASES[options.dtype][0], sizes, settings, adamw(work.lr), answer_cross_entropy, options.scopes)
+    layers = sorted({1, 2, config.n_layers})
+    return Run(config, sizes, settings, {n: run_programs(one_layer_of(config, n), *how, parts=parts) for n in layers})
+
+
+def measure(options: Compile) -> dict[str, Any]:
+    mesh, chip = make_mesh(options.chip, options.mesh), CHIPS[options.chip]
+    config, sizes, settings, every = run_of(options)
+    parts, whole = prod(mesh.shape[axis] for axis in ROWS), every[config.n_layers]
     if unknown := set(options.programs) - whole.keys():
         raise InputError(f"no program is called '{min(unknown)}'; there are {', '.join(whole)}")
     found: dict[str, Any] = {}
@@ -238,7 +253,7 @@ def measure(options: Compile) -> dict[str, Any]:
     versions = {name: importlib.metadata.version(name) for name in ("jax", "libtpu")}
     return {
         "shape": options.shape, "chip": options.chip, "mesh": options.mesh, "wave": options.wave,
-        "dtype": options.dtype, "work": asdict(work), "programs": found, "versions": versions,
+        "dtype": options.dtype, "work": asdict(options.work), "programs": found, "versions": versions,
     }  # fmt: skip
 
 

@@ -8,12 +8,15 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+from jax.sharding import AbstractMesh
 
 import compile_for_tpu
 from chips import CHIPS, TPUS
 from collectives import collectives, sent
-from compile_for_tpu import TOPOLOGIES, Memory
+from compile_for_tpu import TOPOLOGIES, Compile, Memory, by_formula, run_of
+from ttsi_jax.scaling.mesh import AXES, mesh_shape
 from workload import SHAPES
+from workload import Work as InputWork
 
 ROOT = Path(__file__).parents[2]
 
@@ -28,6 +31,23 @@ def test_without_libtpu_it_says_what_to_install(monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["compile_for_tpu", "--shape", "tiny"])
     assert compile_for_tpu.main() == 2
     assert "tpu-aot" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "docs" / "results").glob("tpu_*.json")), ids=lambda path: path.stem)
+def test_the_formulas_hold_for_what_was_compiled(path):
+    """Memory, but for code, and the seconds of a bound: within 15 % of the figures in docs/scaling.md."""
+    found = json.loads(path.read_text())
+    chosen = {name: found[name] for name in ("shape", "chip", "mesh", "wave", "dtype")}
+    options = Compile(**chosen, work=InputWork(**found["work"]))
+    config, sizes, _, programs = run_of(options)
+    mesh = AbstractMesh(mesh_shape(options.mesh), AXES)
+    for name, own in found["programs"].items():
+        formula = by_formula(name, programs[config.n_layers][name], options, config, sizes, mesh)
+        if "memory" in own:
+            taken = sum(own["memory"][share] for share in ("arguments", "temporaries", "results"))
+            assert formula.memory == pytest.approx(taken, rel=0.15), name
+        if "estimate" in own:
+            assert formula.seconds == pytest.approx(own["estimate"]["seconds"], rel=0.15), name
 
 
 def test_what_collectives_give_each_device():
