@@ -2,10 +2,11 @@
 
 Memory is the compiler's own account of the real program, or its refusal. FLOPs are its counts of pieces without loops
 (see `tpu_pieces.py`), times how often a program does them, with their ratio to a count by hand; bytes are the pieces'
-arguments and results once and their temporaries twice. Seconds are estimated from them: each piece takes the longer of
-its arithmetic at the chip's peak, its bytes at the chip's bandwidth, and on a mesh what its collectives send at that of
-the chip's connections. Nothing was run, so they are a bound that no program beats. The share compares them with the
-useful work of `bounds.py`, divided over the chips. Needs libtpu: pip install -e ".[tpu-aot]"
+arguments (the base for every pass through it) and results once, and their temporaries twice. Seconds are estimated from
+them: each piece takes the longest of its arithmetic at the chip's peak, its bytes at the chip's bandwidth, and on a mesh
+what its collectives send at that of the chip's connections. Nothing was run, so they are a bound that no program beats.
+The share compares them with the useful work of `bounds.py`, divided over the chips. Needs libtpu: pip install -e
+".[tpu-aot]"
 """
 
 from __future__ import annotations
@@ -174,12 +175,13 @@ def _count(config: DecoderConfig, piece: Piece, mesh: Mesh) -> Work:
     def on_parts(params: Any, *rows: Any) -> Any:
         return map_rows(piece.function, (params,), rows)
 
-    function = piece.function if piece.divided else on_parts
+    function, arguments = piece.function if piece.divided else on_parts, placed(config, mesh, *piece.arguments)
     with jax.set_mesh(mesh):
-        compiled = jax.jit(function).trace(*placed(config, mesh, *piece.arguments)).lower().compile()
+        compiled = jax.jit(function).trace(*arguments).lower().compile()
     memory: Any = compiled.memory_analysis()
     # The compiler's "bytes accessed" also count what moves within the chip: four times a decoding step's true reading.
     outside = memory.argument_size_in_bytes + memory.output_size_in_bytes + 2 * memory.temp_size_in_bytes
+    outside += (piece.passes - 1) * sum(map(device_bytes, jax.tree.leaves(arguments[0])))
     received = collectives(compiled.as_text() or "")
     flops = compiled.cost_analysis()["flops"]  # pyright: ignore[reportOptionalSubscript]
     return Work(flops, outside, received, sent(received, max(mesh.shape["fsdp"], mesh.shape["model"])))
@@ -286,7 +288,7 @@ def by_formula(
     else:
         past = 0 if scope == "all" else work.prefix
         length = sizes.sequence + work.prefix - past
-        load = loads.train(length, past, sizes.trained, work.steps, how["chunk"], how["remat"])
+        load = loads.train(length, past, sizes.trained, work.steps, how["chunk"], how["remat"], settings)
         load += loads.read(rows, prompt - past + packed, past, packed + 2, adapted=True)
         beside = of.adapt(how["chunk"])
     arguments = jax.tree.leaves(program.placed(mesh).arguments)

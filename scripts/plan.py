@@ -23,7 +23,7 @@ from chips import CHIPS, GIB, Chip
 from tpu_pieces import Flops
 from ttsi_jax.adaptation import AdaptConfig
 from ttsi_jax.answering import AnswerConfig
-from ttsi_jax.batching.memory import training_chunk
+from ttsi_jax.batching.memory import training_bytes, training_chunk
 from ttsi_jax.batching.waves import Shape, bucket
 from ttsi_jax.checkpoints.config import from_hf
 from ttsi_jax.config import RunConfig, find_parts
@@ -107,11 +107,14 @@ class Loads:
         """Steps of one token for each row."""
         return self.read(self.rows, 1, past + steps / 2, 1, adapted) * steps
 
-    def train(self, tokens: int, past: int, trained: int, steps: int, chunk: int, remat: bool) -> Load:
-        """Training of all rows, a chunk at a time; with `remat` a pass more."""
+    def train(
+        self, tokens: int, past: int, trained: int, steps: int, chunk: int, remat: bool, settings: AdaptConfig
+    ) -> Load:
+        """Training of all rows, a chunk at a time; with `remat` a pass more. What a chunk keeps is written and read."""
         passes, costs = 2 + remat, self.costs
         flops = self.flops.train(tokens, past, trained, remat) * chunk
-        n_bytes = passes * costs.base + chunk * (past * costs.cache + 16 * costs.adapter)
+        kept = training_bytes(self.config, settings, tokens, past, trained, remat=remat)  # twice, counted as float32
+        n_bytes = passes * costs.base + chunk * (past * costs.cache + 16 * costs.adapter + kept)
         sent = passes * (self.sums(chunk * tokens) + self.gathered())
         return Load(flops / self.model, n_bytes / self.model, sent) * (steps * self.rows / chunk)
 
@@ -138,7 +141,7 @@ def stages(options: Plan, config: DecoderConfig) -> dict[str, Load]:
         "prefix": of.read(rows, work.prefix, 0, 0),
         "score": of.read(rows, work.suffix + packed, work.prefix, packed + 2),
         "write": of.read(rows, work.suffix, work.prefix, 1) + of.decode(work.synthesis, prompt),
-        "train": of.train(tokens, past, trained, work.steps, chunk, remat),
+        "train": of.train(tokens, past, trained, work.steps, chunk, remat, settings),
         "read adapted": of.read(rows, tokens + packed, past, packed + 2, adapted=True),
         "answer": of.decode(work.answer, prompt, adapted=True),
     }

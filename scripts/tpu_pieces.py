@@ -52,6 +52,7 @@ class Piece(NamedTuple):
     times: float
     flops: float  # of all layers, once
     divided: bool = False  # whether the function itself divides its rows over a mesh
+    passes: int = 1  # through the base, which is too large to stay on the chip from one to the next
 
 
 def one_layer_of(config: DecoderConfig, n: int) -> DecoderConfig:
@@ -138,7 +139,7 @@ def _training(
     times = options["max_steps"] * (own[3].shape[0] // chunk)
     n_tokens, n_trained = batches.tokens.ids.shape[1], batches.predict.shape[1]
     work = flops.train(n_tokens, _n_past(past), n_trained, remat)
-    return Piece(step, (params, adapters, states, batches, keys, past), times, chunk * work)
+    return Piece(step, (params, adapters, states, batches, keys, past), times, chunk * work, passes=2 + remat)
 
 
 def _n_past(past: Any) -> int:
@@ -151,6 +152,7 @@ class Flops:
     def __init__(self, config: DecoderConfig, rank: int):
         shapes = projection_shapes(config).values()
         self.weights = config.n_layers * sum(n_in * n_out for n_in, n_out in shapes)
+        self.down = config.n_layers * config.mlp_size * config.hidden_size
         self.adapter = config.n_layers * rank * sum(map(sum, shapes))
         self.head = config.vocab_size * config.hidden_size
         self.products = 2 * config.n_layers * config.n_heads * config.head_dim  # of a query and a key, one product
@@ -162,9 +164,10 @@ class Flops:
 
     def train(self, n_tokens: int, n_past: int, projected: int, remat: bool) -> float:
         """A training step. Attention takes 2 products forward; backward the weights again, and 4 gradients, of which
-        those of the past's keys and values are not needed."""
+        those of the past's keys and values are not needed. Of a layer that is computed again the last product is not
+        needed either."""
         passes = 2 + remat  # forward, gradients of activations
-        linear = 2 * passes * n_tokens * self.weights + 2 * (passes + 1) * n_tokens * self.adapter
+        linear = 2 * n_tokens * (passes * self.weights - remat * self.down) + 2 * (passes + 1) * n_tokens * self.adapter
         attention = (7 + 2 * remat) * _seen(n_tokens) + (5 + 2 * remat) * n_tokens * n_past
         return linear + 4 * projected * self.head + self.products * attention
 

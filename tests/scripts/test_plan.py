@@ -9,6 +9,7 @@ import pytest
 import plan
 from chips import CHIPS
 from plan import Load, Loads, Plan, memory, rows_of, stages, with_wave
+from ttsi_jax.adaptation import AdaptConfig
 from ttsi_jax.checkpoints.config import from_hf
 from workload import SHAPES
 
@@ -36,7 +37,9 @@ def test_fsdp_sends_the_base_once_a_pass():
     weights = 2 * (of.flops.weights + of.flops.head)
     assert of.read(8, 100, 0, 1).sent == pytest.approx(0.75 * weights)
     assert of.decode(10, 100).sent == pytest.approx(10 * 0.75 * weights)
-    assert of.train(100, 0, 10, 5, 2, remat=True).sent == pytest.approx(5 * 4 * 3 * 0.75 * weights)
+    assert of.train(100, 0, 10, 5, 2, remat=True, settings=AdaptConfig()).sent == pytest.approx(
+        5 * 4 * 3 * 0.75 * weights
+    )
 
 
 def test_the_slowest_resource_decides():
