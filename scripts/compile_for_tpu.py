@@ -2,11 +2,12 @@
 
 Memory is the compiler's own account of the real program, or its refusal. FLOPs are its counts of pieces without loops
 (see `tpu_pieces.py`), times how often a program does them, with their ratio to a count by hand; bytes are the pieces'
-arguments (the base for every pass through it) and results once, and their temporaries twice. Seconds are estimated from
-them: each piece takes the longest of its arithmetic at the chip's peak, its bytes at the chip's bandwidth, and on a mesh
-what its collectives send at that of the chip's connections. Nothing was run, so they are a bound that no program beats.
-The share compares them with the useful work of `bounds.py`, divided over the chips. Needs libtpu: pip install -e
-".[tpu-aot]"
+arguments (the base for every pass through it) and results once, and their temporaries twice. Seconds are estimated
+from them: each piece takes the longest of its arithmetic at the chip's peak, its bytes at the chip's bandwidth, and on
+a mesh what its collectives send at that of the chip's connections. Nothing was run, so they are a bound that no program
+beats. The share compares them with the useful work of `bounds.py`, divided over the chips.
+
+Needs libtpu: pip install -e ".[tpu-aot]"
 """
 
 from __future__ import annotations
