@@ -62,6 +62,13 @@ def test_values_of_another_type_are_not_learned():
     assert kept.adapted and kept.synthetic[0]["skipped"] == ["b"]
 
 
+def test_a_run_that_skipped_values_can_be_resumed(tmp_path):
+    how = {"config": settings(synthesis=SKIPS), "synthesizer": lambda *_: PAIR, "out": tmp_path / "run"}
+    [before] = run(MODEL, task_of(EXAMPLES[0]), **how).records
+    [after] = run(MODEL, task_of(EXAMPLES[0]), **how).records
+    assert before == after and after.synthetic[0]["skipped"] == ["b"]
+
+
 def test_a_cut_value_is_no_reason_where_it_is_skipped():
     cut = PAIR._replace(reason=CUT)
     tools = EXAMPLES[0].tools

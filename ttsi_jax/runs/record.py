@@ -24,7 +24,7 @@ class Sample(TypedDict):
 class Pair(TypedDict):
     """One written pair; `reason` says why it was dropped, `check` which check did. `samples` are there where the loss
     asked for some, `origin` is the labelled example that the pair is, `usage` what a teacher counted: requests,
-    prompt_tokens, completion_tokens, cost."""
+    prompt_tokens, completion_tokens, cost; `skipped` are the arguments whose values were not learned."""
 
     query: str
     calls: list[Call]
@@ -34,6 +34,7 @@ class Pair(TypedDict):
     samples: NotRequired[list[Sample]]
     origin: NotRequired[str]
     usage: NotRequired[dict[str, float]]
+    skipped: NotRequired[list[str]]
 
 
 @dataclass(frozen=True)
