@@ -10,14 +10,18 @@ KIND = re.compile(
     r" (all-reduce|all-gather|all-to-all|ragged-all-to-all|collective-permute|collective-broadcast|reduce-scatter)"
     r"(-start)?\("
 )
+_CHANNEL = re.compile(r"channel_id=(\d+)")  # one that is computed in pieces stands there several times
 _ARRAY = re.compile(r"(pred|[a-z]+(\d+)[a-z0-9]*)\[([\d,]*)\]")
 
 
 def collectives(text: str) -> Counter[str]:
     """Bytes that the collectives of a program without loops give each device, by kind."""
     found: Counter[str] = Counter()
+    seen: set[str] = set()
     for line in text.splitlines():
-        if kind := KIND.search(line):
+        kind, channel = KIND.search(line), _CHANNEL.search(line)
+        if kind and not (channel and channel[1] in seen):
+            seen |= {channel[1]} if channel else set()
             result = line[: kind.start()].partition(" = ")[2]
             sizes = [_bytes(*array.groups()) for array in _ARRAY.finditer(result)]
             # What starts one that ends elsewhere lists its arguments before its results.

@@ -23,14 +23,15 @@ from chips import CHIPS, GIB, Chip
 from tpu_pieces import Flops
 from ttsi_jax.adaptation import AdaptConfig
 from ttsi_jax.answering import AnswerConfig
-from ttsi_jax.batching.memory import training_bytes, training_chunk
+from ttsi_jax.batching.memory import adapter_size, training_bytes, training_chunk
 from ttsi_jax.batching.waves import Shape, bucket
 from ttsi_jax.checkpoints.config import from_hf
 from ttsi_jax.config import RunConfig, find_parts
 from ttsi_jax.errors import InputError
 from ttsi_jax.model.config import DecoderConfig
+from ttsi_jax.model.lora import LoraConfig
 from ttsi_jax.model.quantized import Int8
-from ttsi_jax.scaling.budget import Takes, base_on, moments
+from ttsi_jax.scaling.budget import Takes, base_on, moments, share_of
 from ttsi_jax.scaling.mesh import check_wave, mesh_shape
 from ttsi_jax.synthesis import SynthesisConfig
 from workload import SHAPES, Work
@@ -96,12 +97,13 @@ class Loads:
         _, self.fsdp, self.model = mesh
         self.config, self.rows = config, rows
         self.flops, self.costs = Flops(config, rank), Costs(config, 2, weight=weight)
+        self.adapter = 4 * adapter_size(share_of(config, self.model), LoraConfig(rank))  # bytes on a chip
 
     def read(self, rows: int, tokens: int, past: float, projected: int, adapted: bool = False) -> Load:
         """One pass forward over `tokens` of each row after `past` ones."""
         flops = rows * self.flops.read(tokens, int(past), projected, adapted)
-        n_bytes = self.costs.read(rows, tokens, past, projected, adapted).bytes
-        return Load(flops / self.model, n_bytes / self.model, self.sums(rows * tokens) + self.gathered())
+        n_bytes = self.costs.read(rows, tokens, past, projected).bytes / self.model + adapted * rows * self.adapter
+        return Load(flops / self.model, n_bytes, self.sums(rows * tokens) + self.gathered())
 
     def decode(self, steps: int, past: int, adapted: bool = False) -> Load:
         """Steps of one token for each row."""
@@ -110,13 +112,13 @@ class Loads:
     def train(
         self, tokens: int, past: int, trained: int, steps: int, chunk: int, remat: bool, settings: AdaptConfig
     ) -> Load:
-        """Training of all rows, a chunk at a time; with `remat` a pass more. What a chunk keeps is written and read."""
+        """Training of all rows, a chunk at a time, with `remat` a pass more; what it computes is written and read."""
         passes, costs = 2 + remat, self.costs
         flops = self.flops.train(tokens, past, trained, remat) * chunk
-        kept = training_bytes(self.config, settings, tokens, past, trained, remat=remat)  # twice, counted as float32
-        n_bytes = passes * costs.base + chunk * (past * costs.cache + 16 * costs.adapter + kept)
+        kept = training_bytes(self.config, settings, tokens, past, trained)  # twice, since they are counted as float32
+        n_bytes = (passes * costs.base + chunk * (past * costs.cache + kept)) / self.model + chunk * 4 * self.adapter
         sent = passes * (self.sums(chunk * tokens) + self.gathered())
-        return Load(flops / self.model, n_bytes / self.model, sent) * (steps * self.rows / chunk)
+        return Load(flops / self.model, n_bytes, sent) * (steps * self.rows / chunk)
 
     def sums(self, tokens: int) -> float:
         """Bytes that a chip sends for the sums of the stream over `model`: two in a layer and one of embeddings."""

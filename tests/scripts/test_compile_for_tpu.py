@@ -56,11 +56,13 @@ def test_what_collectives_give_each_device():
       %all-reduce.2 = (f32[4]{0}, s32[]) all-reduce(f32[4]{0} %y, s32[] %z), to_apply=%add
       %all-gather-start.3 = (bf16[4,8]{1,0}, bf16[8,8]{1,0}) all-gather-start(bf16[4,8]{1,0} %w), dimensions={0}
       %all-gather-done.3 = bf16[8,8]{1,0} all-gather-done(%all-gather-start.3)
+      %all-gather.5 = bf16[100]{0} all-gather(%v), channel_id=7, dimensions={0}
+      %all-gather.6 = bf16[100]{0} all-gather(%v), channel_id=7, dimensions={0}
       %add.4 = f32[8]{0} add(f32[8]{0} %a, f32[8]{0} %b)
     """
     found = collectives(text)
-    assert found == {"all-reduce": 2 * 16 + 4 * 4 + 4, "all-gather": 2 * 64}
-    assert sent(found, 2) == 52 + 64 and sent(found, 4) == 1.5 * 52 + 0.75 * 128
+    assert found == {"all-reduce": 2 * 16 + 4 * 4 + 4, "all-gather": 2 * 64 + 200}
+    assert sent(found, 2) == 52 + 164 and sent(found, 4) == 1.5 * 52 + 0.75 * 328
 
 
 def compiled(path: Path, *more: str) -> dict:

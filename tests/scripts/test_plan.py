@@ -28,7 +28,8 @@ def test_a_mesh_divides_the_work(scope):
     for name, load in one.items():
         assert load.sent == data[name].sent == 0 < model[name].sent
         assert model[name].flops == pytest.approx(load.flops / 4) == data[name].flops
-        assert load.bytes / 4 == pytest.approx(model[name].bytes) and data[name].bytes > load.bytes / 4
+        assert load.bytes / 4 <= model[name].bytes < 0.4 * load.bytes, "of an adapter a part is on every chip"
+        assert data[name].bytes > load.bytes / 4
 
 
 def test_fsdp_sends_the_base_once_a_pass():

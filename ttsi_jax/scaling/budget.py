@@ -173,7 +173,7 @@ def base_of(config: DecoderConfig, params: Params, layout: Layout, on_cpu: bool 
     together = [params["layers"][0], params["embed"], params.get("head")]
     itemsize = jnp.dtype(params["embed"].dtype).itemsize
     return Base(
-        _share(config, n_model),
+        share_of(config, n_model),
         sum(map(device_bytes, jax.tree.leaves(params))),
         *(_copies(params) if on_cpu else (0, 0)),
         itemsize,
@@ -183,7 +183,7 @@ def base_of(config: DecoderConfig, params: Params, layout: Layout, on_cpu: bool 
     )
 
 
-def _share(config: DecoderConfig, n_model: int) -> DecoderConfig:
+def share_of(config: DecoderConfig, n_model: int) -> DecoderConfig:
     """What one of so many devices computes."""
     whole = undivided(config, n_model).keys()
     of = lambda size, *parts: size if whole & set(parts) else size // n_model  # noqa: E731
