@@ -385,14 +385,14 @@ def test_loading_holds_little_more_than_the_params(tmp_path, monkeypatch):
     del tensors
     load_model(directory)  # what is made once, is made
     seen = []
-    to_device = load._to_device
+    put_weight = load.put_weight
 
     def watched(param, where):
-        array = to_device(param, where)
+        array = jax.block_until_ready(put_weight(param, where))
         seen.append(held())
         return array
 
-    monkeypatch.setattr(load, "_to_device", watched)
+    monkeypatch.setattr(load, "put_weight", watched)
     before = held()
     params = load_model(directory, dtype="float32").params
     size = sum(leaf.nbytes for leaf in jax.tree.leaves(params))
