@@ -52,12 +52,17 @@ def test_the_formulas_hold_for_what_was_compiled(path):
 
 def test_what_collectives_give_each_device():
     text = """
+%fused_computation.1 (p: bf16[50]) -> bf16[100] {
+      %all-gather.5 = bf16[100]{0} all-gather(%p), channel_id=7, dimensions={0}
+%async_collective_fusion.2 (p: bf16[50]) -> bf16[100] {
+      %all-gather.6 = bf16[100]{0} all-gather(%p), channel_id=7, dimensions={0}
+%fused_computation.3 (p: bf16[50]) -> bf16[100] {
+      %all-gather.7 = bf16[100]{0} all-gather(%p), channel_id=7, dimensions={0}
+ENTRY %main.4_spmd (x: bf16[2,8]) -> f32[8] {
       %all-reduce.1 = bf16[2,8]{1,0:T(8,128)} all-reduce(bf16[2,8]{1,0} %x), replica_groups={{0,1}}
       %all-reduce.2 = (f32[4]{0}, s32[]) all-reduce(f32[4]{0} %y, s32[] %z), to_apply=%add
       %all-gather-start.3 = (bf16[4,8]{1,0}, bf16[8,8]{1,0}) all-gather-start(bf16[4,8]{1,0} %w), dimensions={0}
       %all-gather-done.3 = bf16[8,8]{1,0} all-gather-done(%all-gather-start.3)
-      %all-gather.5 = bf16[100]{0} all-gather(%v), channel_id=7, dimensions={0}
-      %all-gather.6 = bf16[100]{0} all-gather(%v), channel_id=7, dimensions={0}
       %add.4 = f32[8]{0} add(f32[8]{0} %a, f32[8]{0} %b)
     """
     found = collectives(text)
