@@ -294,6 +294,7 @@ def by_formula(
         beside = of.adapt(how["chunk"])
     arguments = jax.tree.leaves(program.placed(mesh).arguments)
     held = sum(device_bytes(x) for x in arguments if isinstance(x, jax.ShapeDtypeStruct))
+    held += 0 if "chunk" in how else base.gathered  # training counts it itself
     return Formula(held + beside, load.seconds(CHIPS[options.chip])[0])
 
 

@@ -99,7 +99,7 @@ def test_a_base_that_spans_hosts_gives_the_records_of_one_process(jobs):
     assert_alike(jobs.records("one"), jobs.records("four"), "four")
     assert sum(record["adapted"] for record in jobs.records("one")) > 3
     made = json.loads((jobs.path / "four" / "environment.json").read_text())
-    assert made["jax"]["processes"] == 4 and made["mesh"] == {"data": 2, "model": 2}
+    assert made["jax"]["processes"] == 4 and made["mesh"] == {"data": 2, "fsdp": 1, "model": 2}
     adapted = next(record["id"] for record in jobs.records("one") if record["adapted"])
     theirs, ours = (load_adapter(jobs.path / out, adapted)[0] for out in ("one", "four"))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-2), ours, theirs)
@@ -230,7 +230,7 @@ def test_only_the_first_process_does_what_all_are_told(as_one_of_two):
     with pytest.raises(InputError, match="no such directory"):
         told(refuse)
     pairs = [
-        Synthetic("q", (Call("add", {"a": 1}),), tools=(ADD,), usage={"requests": 2}),
+        Synthetic("q", (Call("add", {"a": 1}),), tools=(ADD,), usage={"requests": 2}, skipped=("a",)),
         Synthetic("", (), "refused", last=True),
     ]
     assert told_pairs(lambda: pairs) == pairs

@@ -147,11 +147,13 @@ def told_pairs(make: Callable[[], Sequence[Synthetic]]) -> Sequence[Synthetic]:
     if not several():
         return make()
     found = told(lambda: [pair._asdict() | _plain(pair) for pair in make()])
-    objects = {"calls": Call, "tools": Tool}
-    return [
-        Synthetic(**pair | {name: tuple(kind(**own) for own in pair[name]) for name, kind in objects.items()})
-        for pair in found
-    ]
+    return [_as_before(pair) for pair in found]
+
+
+def _as_before(pair: dict[str, Any]) -> Synthetic:
+    calls, tools = (tuple(kind(**own) for own in pair[name]) for name, kind in (("calls", Call), ("tools", Tool)))
+    changed: dict[str, Any] = {"calls": calls, "tools": tools, "skipped": tuple(pair["skipped"])}
+    return Synthetic(**pair | changed)
 
 
 def _plain(pair: Synthetic) -> dict[str, Any]:
