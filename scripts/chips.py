@@ -17,15 +17,15 @@ class Chip(NamedTuple):
     bandwidth: float
     memory: float
     connections: float
-    price: float  # US dollars an hour, on demand
+    price: float  # US dollars an hour, assumed
 
     @property
     def machine(self) -> Machine:
         return Machine(self.flops, self.bandwidth)
 
 
-# https://cloud.google.com/tpu/docs/system-architecture-tpu-vm and /pricing, https://www.nvidia.com/en-us/data-center/h200;
-# a TPU's memory as its compiler states it. Prices are list prices of 2025 in the cheapest region, and change.
+# https://cloud.google.com/tpu/docs/system-architecture-tpu-vm, https://www.nvidia.com/en-us/data-center/h200; a TPU's
+# memory as its compiler states it. Prices are assumptions, looked up by nobody: they differ by region and contract.
 CHIPS = {
     "v4": Chip(275e12, 1228e9, 30.75 * GIB, 300e9, 3.22),
     "v5e": Chip(197e12, 819e9, 15.75 * GIB, 200e9, 1.20),

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Mapping
 from math import prod
+from typing import NamedTuple
+
+import numpy as np
 
 KIND = re.compile(
     r" (all-reduce|all-gather|all-to-all|ragged-all-to-all|collective-permute|collective-broadcast|reduce-scatter)"
@@ -15,13 +17,20 @@ _COMPUTATION = re.compile(r"(?:ENTRY )?%([\w-]+)[\w.-]* \(")
 _ARRAY = re.compile(r"(pred|[a-z]+(\d+)[a-z0-9]*)\[([\d,]*)\]")
 
 
-def collectives(text: str) -> dict[str, float]:
-    """Bytes that the collectives of a program without loops give each device, by kind.
+class Traffic(NamedTuple):
+    """What collectives move, in bytes of each device."""
+
+    received: dict[str, float]  # by kind
+    sent: float  # at least, in a ring (Thakur et al., IJHPCA 19, 2005)
+
+
+def collectives(text: str, n_devices: int) -> Traffic:
+    """The collectives of a program without loops, compiled for so many devices.
 
     A TPU's compiler writes one that goes on beside other work several times: in the fusions where it begins and ends,
     and in those that go on with it.
     """
-    found = defaultdict[str, float](float)
+    received, sent = defaultdict[str, float](float), 0.0
     share = 1.0
     for line in text.splitlines():
         if begins := _COMPUTATION.match(line):
@@ -30,16 +39,33 @@ def collectives(text: str) -> dict[str, float]:
             result = line[: kind.start()].partition(" = ")[2]
             sizes = [_bytes(*array.groups()) for array in _ARRAY.finditer(result)]
             # What starts one that ends elsewhere lists its arguments before its results.
-            own = sizes[len(sizes) // 2 :] if kind[2] and kind[1] != "all-reduce" else sizes
-            found[kind[1]] += share * sum(own)
-    return found
+            own = share * sum(sizes[len(sizes) // 2 :] if kind[2] and kind[1] != "all-reduce" else sizes)
+            received[kind[1]] += own
+            sent += own * _sent(kind[1], max(map(len, groups(line, n_devices))))
+    return Traffic(dict(received), sent)
 
 
-def sent(found: Mapping[str, float], n: int) -> float:
-    """Bytes that each of n devices sends at least for them, in a ring (Thakur et al., IJHPCA 19, 2005)."""
-    share = (n - 1) / n
-    times = {"all-reduce": 2 * share, "reduce-scatter": n - 1.0, "collective-permute": 1.0}  # of the result
-    return sum(times.get(kind, share) * size for kind, size in found.items())
+def _sent(kind: str, n: int) -> float:
+    """What each of n devices sends, as a share of what it is given."""
+    special = {"all-reduce": 2 * (n - 1) / n, "reduce-scatter": n - 1.0, "collective-permute": 1.0}
+    return special.get(kind, (n - 1) / n)
+
+
+def groups(line: str, n_devices: int) -> list[list[int]]:
+    """The devices that take part in a collective together."""
+    if found := re.search(r"(?:replica_groups|source_target_pairs)=\{(\{[\d,{} ]*\})\}", line):
+        return [[int(n) for n in own.split(",")] for own in re.findall(r"\{([\d, ]+)\}", found[1])]
+    if found := re.search(r"replica_groups=\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", line):
+        shape, dims, order = ([int(n) for n in part.split(",")] if part else None for part in found.groups())
+        assert shape and dims
+        return np.arange(prod(dims)).reshape(dims).transpose(order).reshape(shape).tolist()
+    if found := re.search(r"replica_groups=mesh\[([^]]*)\] \{([^}:]*)\}", line):
+        sizes = [int(n) for n in re.findall(r"=(\d+)", found[1])]
+        assert prod(sizes) == n_devices and "device_ids" not in found[1]
+        within = [int(n) for n in re.findall(r"axis_(\d+)", found[2])]
+        order = [axis for axis in range(len(sizes)) if axis not in within] + within
+        return np.arange(n_devices).reshape(sizes).transpose(order).reshape(-1, prod(sizes[i] for i in within)).tolist()
+    return [list(range(n_devices))]
 
 
 def _bytes(dtype: str, bits: str | None, shape: str) -> int:

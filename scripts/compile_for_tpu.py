@@ -34,7 +34,7 @@ from jax.sharding import AxisType, Mesh
 from benchmarking import Line, console, show, write_json
 from bounds import Cost, Costs
 from chips import CHIPS, GIB, Chip
-from collectives import collectives, sent
+from collectives import collectives
 from plan import Loads
 from tpu_pieces import NOTHING, Flops, Piece, Work, one_layer_of, pieces
 from ttsi_jax.adaptation import AdaptConfig
@@ -183,9 +183,9 @@ def _count(config: DecoderConfig, piece: Piece, mesh: Mesh) -> Work:
     # The compiler's "bytes accessed" also count what moves within the chip: four times a decoding step's true reading.
     outside = memory.argument_size_in_bytes + memory.output_size_in_bytes + 2 * memory.temp_size_in_bytes
     outside += (piece.passes - 1) * sum(map(device_bytes, jax.tree.leaves(arguments[0])))
-    received = collectives(compiled.as_text() or "")
+    traffic = collectives(compiled.as_text() or "", mesh.size)
     flops = compiled.cost_analysis()["flops"]  # pyright: ignore[reportOptionalSubscript]
-    return Work(flops, outside, received, sent(received, max(mesh.shape["fsdp"], mesh.shape["model"])))
+    return Work(flops, outside, *traffic)
 
 
 def useful(options: Compile, config: DecoderConfig, parts: int) -> dict[str, Cost]:

@@ -52,7 +52,7 @@ class Plan:
         memory: as `ttsi-jax run --adapt.memory`: GiB for the intermediate values of training.
         dtype: of the base.
         reached: the shares of the chip's peak, bandwidth and connections that are assumed to be reached.
-        price: US dollars for a chip's hour; by default its list price.
+        price: US dollars for a chip's hour; by default an assumed one.
         work: what each input asks for.
         json: the file to write the results to.
     """
@@ -162,7 +162,9 @@ def with_wave(options: Plan, config: DecoderConfig) -> Plan:
     every = [replace(options, wave=parts * rows) for rows in (64, 32, 16, 8, 4, 2, 1)]
     fits = (plan for plan in every if memory(plan, config).total <= CHIPS[options.chip].memory)
     if (found := next(fits, None)) is None:
-        raise InputError(f"a wave of {parts} takes {memory(every[-1], config)} of each chip, which does not fit")
+        raise InputError(
+            f"a wave of {parts} takes {memory(every[-1], config)} of each {options.chip}: give it more in --mesh"
+        )
     return found
 
 

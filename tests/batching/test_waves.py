@@ -170,6 +170,19 @@ def test_a_row_trains_alone_as_among_others():
         np.testing.assert_allclose(own, theirs, atol=1e-5)
 
 
+def test_only_a_pairs_own_answer_is_learned_in_part():
+    """A wrong answer and sampled ones have tokens of their own, so all of those count."""
+    prompt, own = ROWS[0].suffix, ENCODER.fragment("hello")
+    learned = tuple(index % 2 == 0 for index in range(len(own)))
+    pair = Pair(prompt, own, learned, rejected=own[:3], samples=(own[:2],), rewards=(1.0,))
+    length = len(prompt) + len(own)
+    batch = waves()._full_batch([ROWS[0].prefix], [pair], (length, len(own)), False, ("rejected", "samples"), 1)
+    assert 0 < sum(learned) < len(own)
+    np.testing.assert_array_equal(batch.weights[0], learned)
+    np.testing.assert_array_equal(batch.rejected.weights[0], np.arange(len(own)) < 3)
+    np.testing.assert_array_equal(batch.samples.weights[0, 0], np.arange(len(own)) < 2)
+
+
 def test_more_rows_than_lanes_say_what_each_says_alone():
     """Short and long ones of two waves, through lanes that are refilled."""
     kept = waves()

@@ -6,19 +6,16 @@ A process of its own, since the number of devices is fixed when JAX starts: pyth
 from __future__ import annotations
 
 import json
-import re
 import sys
 from collections import defaultdict
 from contextlib import contextmanager
 from dataclasses import asdict, replace
-from math import prod
 from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 
-from collectives import KIND
+from collectives import KIND, groups
 from tiny_runs import numbered, settings, task_of, timeless
 from ttsi_jax.answering import AnswerConfig
 from ttsi_jax.batching import guided, lanes, waves
@@ -38,23 +35,6 @@ PROGRAMS = (
     (lanes, "nothing_decoding"), (lanes, "decode_wave"), (guided, "no_lanes"), (guided, "admit"),
     (decoding, "read_tokens"), (decoding, "mask_and_sample"), (decoding, "append"),
 )  # fmt: skip
-
-
-def groups(line: str, n_devices: int) -> list[list[int]]:
-    """The devices that take part in a collective together."""
-    if found := re.search(r"(?:replica_groups|source_target_pairs)=\{(\{[\d,{} ]*\})\}", line):
-        return [[int(n) for n in own.split(",")] for own in re.findall(r"\{([\d, ]+)\}", found[1])]
-    if found := re.search(r"replica_groups=\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", line):
-        shape, dims, order = ([int(n) for n in part.split(",")] if part else None for part in found.groups())
-        assert shape and dims
-        return np.arange(prod(dims)).reshape(dims).transpose(order).reshape(shape).tolist()
-    if found := re.search(r"replica_groups=mesh\[([^]]*)\] \{([^}:]*)\}", line):
-        sizes = [int(n) for n in re.findall(r"=(\d+)", found[1])]
-        assert prod(sizes) == n_devices and "device_ids" not in found[1]
-        within = [int(n) for n in re.findall(r"axis_(\d+)", found[2])]
-        order = [axis for axis in range(len(sizes)) if axis not in within] + within
-        return np.arange(n_devices).reshape(sizes).transpose(order).reshape(-1, prod(sizes[i] for i in within)).tolist()
-    return [list(range(n_devices))]
 
 
 @contextmanager

@@ -13,9 +13,10 @@ import numpy as np
 import pytest
 from jax.sharding import AbstractMesh, NamedSharding, PartitionSpec
 
+from collectives import groups
 from model.tiny import VARIANTS
 from scaling.alike import assert_alike
-from scaling.on_meshes import MESHES, groups
+from scaling.on_meshes import MESHES
 from tiny_runs import tiny_model, write_model
 from ttsi_jax.checkpoints.adapters import load_adapter
 from ttsi_jax.checkpoints.config import from_hf

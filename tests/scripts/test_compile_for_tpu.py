@@ -12,7 +12,7 @@ from jax.sharding import AbstractMesh
 
 import compile_for_tpu
 from chips import CHIPS, TPUS
-from collectives import collectives, sent
+from collectives import collectives
 from compile_for_tpu import TOPOLOGIES, Compile, Memory, by_formula, run_of
 from ttsi_jax.scaling.mesh import AXES, mesh_shape
 from workload import SHAPES
@@ -65,9 +65,12 @@ ENTRY %main.4_spmd (x: bf16[2,8]) -> f32[8] {
       %all-gather-done.3 = bf16[8,8]{1,0} all-gather-done(%all-gather-start.3)
       %add.4 = f32[8]{0} add(f32[8]{0} %a, f32[8]{0} %b)
     """
-    found = collectives(text)
-    assert found == {"all-reduce": 2 * 16 + 4 * 4 + 4, "all-gather": 2 * 64 + 200}
-    assert sent(found, 2) == 52 + 164 and sent(found, 4) == 1.5 * 52 + 0.75 * 328
+    reduced, gathered = 2 * 16 + 4 * 4 + 4, 2 * 64 + 200
+    for n_devices in (2, 4):  # the first is among two of them, the others among all
+        found = collectives(text, n_devices)
+        assert found.received == {"all-reduce": reduced, "all-gather": gathered}
+        share = (n_devices - 1) / n_devices
+        assert found.sent == pytest.approx(32 + 2 * share * 20 + share * gathered)
 
 
 def compiled(path: Path, *more: str) -> dict:

@@ -93,7 +93,7 @@ def test_it_tells_hours_and_dollars(mesh, monkeypatch, capsys, tmp_path):
 def test_what_cannot_be_planned_is_refused(monkeypatch, capsys):
     for options, why in ((["--shape", "gpt"], "no shape is called 'gpt'"), (["--mesh", "4"], "--mesh is '4'"),
                          (["--mesh", "data=3", "--wave", "32"], "must be a multiple of 3"),
-                         (["--shape", "qwen2.5-72b"], "which does not fit")):  # fmt: skip
+                         (["--shape", "qwen2.5-72b"], "give it more in --mesh")):  # fmt: skip
         monkeypatch.setattr(sys, "argv", ["plan", *options])
         assert plan.main() == 2
         assert why in capsys.readouterr().out

@@ -80,15 +80,6 @@ def test_a_cut_value_is_no_reason_where_it_is_skipped():
     assert skipping(unknown, tools).skipped == ("c",)
 
 
-@pytest.mark.parametrize("loss", ["dpo", "reinforce"])
-def test_other_answers_of_a_pair_are_learned_whole(loss):
-    """A corrupted call and sampled ones have tokens of their own."""
-    of = lambda **more: one_run(adapt=replace(settings().adapt, loss=loss), **more)  # noqa: E731
-    assert np.isfinite(of(synthesis=SKIPS).losses).all()
-    if loss == "reinforce":  # which learns from samples alone
-        assert of(synthesis=SKIPS).losses == of().losses
-
-
 def test_a_method_that_trains_nothing_skips_nothing():
     with pytest.raises(InputError, match="--synthesis.skip-values is about what is trained"):
         check(settings(method="tt-icl", synthesis=SKIPS))

@@ -107,7 +107,9 @@ def param_shardings(config: DecoderConfig, mesh: Mesh) -> Params:
     """
     axes, n_fsdp = _axes(config, mesh), mesh.shape.get(FSDP, 1)
     if config.hidden_size % n_fsdp:
-        raise InputError(f"fsdp={n_fsdp} in --mesh does not divide the hidden size {config.hidden_size}")
+        raise InputError(
+            f"fsdp={n_fsdp} in --mesh does not divide the hidden size {config.hidden_size}: take a divisor of it"
+        )
 
     def sharding(path: tuple[Any, ...], leaf: jax.ShapeDtypeStruct) -> NamedSharding:
         owner, kind = ("", *(key.key for key in path))[-2:]
@@ -225,7 +227,7 @@ class Layout:
         if isinstance(x, Cache):
             return self._of_caches(ROWS)
         if isinstance(x, LowRank) and x.a.ndim == 3:
-            n_in, n_out = self._axes.get(path[-1].key, (None, None))
+            n_in, n_out = self._axes.get(getattr(path[-1], "key", ""), (None, None))
             return LowRank(self._at(ROWS, n_in), self._at(ROWS, None, n_out))
         return rows
 
