@@ -6,7 +6,7 @@
 - prompts: scoring and a base answer, by the length of the prefix.
 - inputs: whole runs of a tiny random model, where all but the model's arithmetic shows: seconds per input should not
   grow with their number.
-- devices: none yet. The library runs on one device; the JSON says how many there were.
+Devices are not measured; the JSON says how many there were.
 """
 
 from __future__ import annotations

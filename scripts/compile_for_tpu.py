@@ -22,14 +22,14 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from math import prod
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import tyro
 from jax.errors import JaxRuntimeError
-from jax.sharding import AxisType, Mesh
+from jax.sharding import AbstractMesh, AxisType, Mesh
 
 from benchmarking import Line, console, show, write_json
 from bounds import Cost, Costs
@@ -45,15 +45,15 @@ from ttsi_jax.model.config import DecoderConfig
 from ttsi_jax.model.quantized import Int8
 from ttsi_jax.model.sharding import ROWS, map_rows
 from ttsi_jax.rules import adamw, answer_cross_entropy
-from ttsi_jax.scaling.budget import base_on, device_bytes, state_bytes, temporaries
-from ttsi_jax.scaling.mesh import AXES, check_wave, mesh_shape
+from ttsi_jax.scaling.budget import base_on, state_bytes, temporaries
+from ttsi_jax.scaling.mesh import AXES, Layout, check_wave, device_bytes, mesh_shape
 from ttsi_jax.scaling.programs import SCOPES, Program, Sizes, placed, run_programs
 from workload import SHAPES
 from workload import Work as InputWork
 
-BASES = {  # how a base is kept: its dtype, and bytes of a weight where they are not the dtype's
-    "bfloat16": (jnp.bfloat16, None),
-    "float32": (jnp.float32, None),
+BASES = {  # how a base is kept: its dtype, and bytes of a weight
+    "bfloat16": (jnp.bfloat16, 2.0),
+    "float32": (jnp.float32, 4.0),
     "int8": (Int8(jnp.bfloat16), 1.0),
     "q8_0": (Int8(jnp.bfloat16, group=32), 34 / 32),
 }
@@ -222,16 +222,16 @@ def run_of(options: Compile) -> Run:
     """
     if options.shape not in SHAPES:
         raise InputError(f"no shape is called '{options.shape}'; known: {', '.join(SHAPES)}")
-    work, parts = options.work, prod(mesh_shape(options.mesh)[:2])
-    check_wave(options.wave, parts)
-    config = from_hf(SHAPES[options.shape] | {"rms_norm_eps": 1e-5})
+    work, config = options.work, from_hf(SHAPES[options.shape] | {"rms_norm_eps": 1e-5})
+    mesh = cast(Mesh, AbstractMesh(mesh_shape(options.mesh), AXES))
+    check_wave(options.wave, Layout(config, mesh).parts)
     shape = Shape(work.prefix, work.suffix, work.candidates, work.name)
     pair = Pair((0,) * (work.suffix - work.trained), (0,) * work.trained)
     sizes = Sizes(options.wave, shape, *training_shape(shape, [[pair]]), work.answer)
     settings = AdaptConfig(epochs=work.steps, memory=options.memory)
     how = (BASES[options.dtype][0], sizes, settings, adamw(work.lr), answer_cross_entropy, options.scopes)
     layers = sorted({1, 2, config.n_layers})
-    return Run(config, sizes, settings, {n: run_programs(one_layer_of(config, n), *how, parts=parts) for n in layers})
+    return Run(config, sizes, settings, {n: run_programs(one_layer_of(config, n), *how, mesh=mesh) for n in layers})
 
 
 def measure(options: Compile) -> dict[str, Any]:
@@ -278,7 +278,7 @@ def by_formula(
     base = base_on(config, dtype, shape)
     own = sizes._replace(wave=rows)
     of = temporaries(base, settings, state_bytes(base.config, settings, rule), own, remat=how.get("remat"))
-    loads = Loads(config, shape, rows, settings.rank, weight or 2.0)
+    loads = Loads(config, shape, rows, settings.rank, weight)
     prompt, packed = work.prefix + work.suffix, work.candidates * work.name
     if name == "prefill":
         beside, load = of.prefill, loads.read(PREFILL_ROWS, work.prefix, 0, 0)

@@ -31,8 +31,8 @@ from ttsi_jax.errors import InputError
 from ttsi_jax.model.config import DecoderConfig
 from ttsi_jax.model.lora import LoraConfig
 from ttsi_jax.model.quantized import Int8
-from ttsi_jax.scaling.budget import Takes, base_on, moments, share_of
-from ttsi_jax.scaling.mesh import check_wave, mesh_shape
+from ttsi_jax.scaling.budget import Takes, base_on, moments
+from ttsi_jax.scaling.mesh import check_wave, mesh_shape, share_of, undivided
 from ttsi_jax.synthesis import SynthesisConfig
 from workload import SHAPES, Work
 
@@ -95,15 +95,18 @@ class Loads:
 
     def __init__(self, config: DecoderConfig, mesh: tuple[int, int, int], rows: int, rank: int, weight: float = 2.0):
         _, self.fsdp, self.model = mesh
-        self.config, self.rows = config, rows
-        self.flops, self.costs = Flops(config, rank), Costs(config, 2, weight=weight)
-        self.adapter = 4 * adapter_size(share_of(config, self.model), LoraConfig(rank))  # bytes on a chip
+        self.config, self.rows = share_of(config, self.model), rows
+        self.flops, self.costs = Flops(self.config, rank), Costs(self.config, 2, weight=weight)
+        self.adapter = 4 * adapter_size(self.config, LoraConfig(rank))  # bytes on a chip
+        whole = undivided(config, self.model)
+        self.n_sums = config.n_layers * sum(part not in whole for part in ("attention", "MLP"))
+        self.n_sums += "vocabulary" not in whole
 
     def read(self, rows: int, tokens: int, past: float, projected: int, adapted: bool = False) -> Load:
         """One pass forward over `tokens` of each row after `past` ones."""
         flops = rows * self.flops.read(tokens, int(past), projected, adapted)
-        n_bytes = self.costs.read(rows, tokens, past, projected).bytes / self.model + adapted * rows * self.adapter
-        return Load(flops / self.model, n_bytes, self.sums(rows * tokens) + self.gathered())
+        n_bytes = self.costs.read(rows, tokens, past, projected).bytes + adapted * rows * self.adapter
+        return Load(flops, n_bytes, self.sums(rows * tokens) + self.gathered())
 
     def decode(self, steps: int, past: int, adapted: bool = False) -> Load:
         """Steps of one token for each row."""
@@ -116,18 +119,19 @@ class Loads:
         passes, costs = 2 + remat, self.costs
         flops = self.flops.train(tokens, past, trained, remat) * chunk
         kept = training_bytes(self.config, settings, tokens, past, trained)  # twice, since they are counted as float32
-        n_bytes = (passes * costs.base + chunk * (past * costs.cache + kept)) / self.model + chunk * 4 * self.adapter
+        n_bytes = passes * costs.base + chunk * (past * costs.cache + kept + 4 * self.adapter)
         sent = passes * (self.sums(chunk * tokens) + self.gathered())
-        return Load(flops / self.model, n_bytes, sent) * (steps * self.rows / chunk)
+        return Load(flops, n_bytes, sent) * (steps * self.rows / chunk)
 
     def sums(self, tokens: int) -> float:
-        """Bytes that a chip sends for the sums of the stream over `model`: two in a layer and one of embeddings."""
+        """Bytes that a chip sends for the sums of the stream over `model`: two in a layer and one of embeddings, where
+        what they sum over is divided."""
         stream = 2 * tokens * self.config.hidden_size
-        return (2 * self.config.n_layers + 1) * stream * 2 * (self.model - 1) / self.model
+        return self.n_sums * stream * 2 * (self.model - 1) / self.model
 
     def gathered(self) -> float:
         """Bytes that a chip sends for a pass whose layers are gathered over `fsdp`."""
-        return self.costs.base / self.model * (self.fsdp - 1) / self.fsdp
+        return self.costs.base * (self.fsdp - 1) / self.fsdp
 
 
 def stages(options: Plan, config: DecoderConfig) -> dict[str, Load]:
@@ -138,7 +142,7 @@ def stages(options: Plan, config: DecoderConfig) -> dict[str, Load]:
     prompt, packed = work.prefix + work.suffix, work.candidates * work.name
     past = 0 if whole else work.prefix
     tokens, trained = prompt - past, bucket(work.trained, 64)
-    chunk, remat = training_chunk(config, settings, rows, tokens, past, trained, recomputes=True)
+    chunk, remat = training_chunk(of.config, settings, rows, tokens, past, trained, recomputes=True)
     return {
         "prefix": of.read(rows, work.prefix, 0, 0),
         "score": of.read(rows, work.suffix + packed, work.prefix, packed + 2),
@@ -196,13 +200,16 @@ def report(options: Plan, config: DecoderConfig) -> dict[str, float]:
         lines.append(Line(name, (*figures, f"{seconds:.2f}", limit), f"{load.seconds(chip)[0]:.2f} s"))
     title = f"{options.shape} in {options.dtype} on {n_chips} {options.chip} ({options.mesh}), waves of {options.wave}"
     show(title, ("of each chip", "TFLOP", "GB read", "GB sent", "seconds", "limited by"), lines)
+    for part, size in undivided(config, mesh_shape(options.mesh)[-1]).items():
+        console.print(f"{size} cannot be divided, so every chip has the {part} whole", markup=False)
     hourly = 3600 * options.wave / total
     price = chip.price if options.price is None else options.price
     found = {
         "memory": takes.total, "share": takes.total / chip.memory, "seconds": total, "inputs_per_hour": hourly,
         "dollars_per_thousand": 1000 * n_chips * price / hourly,
     }  # fmt: skip
-    console.print(f"memory of each chip: {takes}, {found['share']:.0%} of it")
+    fits = "" if found["share"] <= 1 else ": it does not fit; without --wave the largest that does is taken"
+    console.print(f"memory of each chip: {takes}, {found['share']:.0%} of it{fits}", style="red" if fits else None)
     console.print(
         f"{total / options.wave:.3f} s for an uncertain input, {hourly:,.0f} an hour, "
         f"${found['dollars_per_thousand']:.2f} for 1,000 at ${price:.2f} for a chip's hour"

@@ -9,6 +9,7 @@ step count and random key, so that nothing passes between neighbours.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
@@ -183,8 +184,7 @@ def init_wave(
 
     The adapters are fresh, or all copies of `start` (no leading axis).
     """
-    adapters = _init_adapters(keys, config, lora) if start is None else repeat(start, keys.shape[0])
-    return adapters, jax.vmap(rule.init)(adapters, n_steps)
+    return _init_wave(start, keys, n_steps, config, lora, rule.init)
 
 
 def repeat(adapter: Adapter, n: int) -> Adapter:
@@ -192,9 +192,22 @@ def repeat(adapter: Adapter, n: int) -> Adapter:
     return jax.tree.map(lambda x: jnp.repeat(x[None], n, axis=0), adapter)
 
 
-@partial(jax.jit, static_argnums=(1, 2))
-def _init_adapters(keys: Array, config: DecoderConfig, lora: LoraConfig) -> Adapter:
-    return map_rows(jax.vmap(partial(init_adapter, config=config, lora=lora)), (), (keys,))
+@partial(jax.jit, static_argnums=(3, 4, 5))
+def _init_wave(
+    start: Adapter | None,
+    keys: Array,
+    n_steps: Array,
+    config: DecoderConfig,
+    lora: LoraConfig,
+    init: Callable[[Adapter, Array], State],
+) -> tuple[Adapter, State]:
+    """As one program, each part of a mesh makes what belongs to its own rows, and no device has those of the wave."""
+
+    def one(start: Adapter | None, key: Array, n_steps: Array) -> tuple[Adapter, State]:
+        adapter = init_adapter(key, config, lora) if start is None else start
+        return adapter, init(adapter, n_steps)
+
+    return map_rows(jax.vmap(one, (None, 0, 0)), (start,), (keys, n_steps))
 
 
 @partial(

@@ -23,7 +23,7 @@ from ttsi_jax.checkpoints import load_model
 from ttsi_jax.guided import decoding
 from ttsi_jax.loop import run
 from ttsi_jax.model.sharding import FSDP, MODEL
-from ttsi_jax.scaling.mesh import make_mesh
+from ttsi_jax.scaling.mesh import Layout, make_mesh
 
 MESHES = (
     "data=8,model=1", "data=4,model=2", "data=2,model=4", "data=1,model=8", "data=2,fsdp=4", "data=2,fsdp=2,model=2",
@@ -74,6 +74,30 @@ def collectives(n_devices: int, found: dict[str, dict[str, list[str]]]) -> Any:
             setattr(module, name, function)
 
 
+@contextmanager
+def laid(parts: int, whole: list[str]) -> Any:
+    """Notes what of a wave's own arrays, as they are made, a device has more of than its own rows."""
+    originals = [(waves, "init_wave", waves.init_wave), (Layout, "stack", Layout.stack)]
+
+    def spy(name: str, function: Any) -> Any:
+        def called(*arguments: Any, **options: Any) -> Any:
+            made = function(*arguments, **options)
+            for keys, leaf in jax.tree_util.tree_leaves_with_path(made):
+                if any(len(shard.data) * parts != len(leaf) for shard in leaf.addressable_shards):
+                    whole.append(f"{name}{jax.tree_util.keystr(keys)}")
+            return made
+
+        return called
+
+    for owner, name, function in originals:
+        setattr(owner, name, spy(name, function))
+    try:
+        yield
+    finally:
+        for owner, name, function in originals:
+            setattr(owner, name, function)
+
+
 def runs(model: Any, int8: Any, out: Path, guided: bool) -> dict[str, list[Any]]:
     """Records of runs, kept in `out`, that take every program: both scopes, a base in int8 where there is one, and
     guided calls where asked for."""
@@ -101,13 +125,15 @@ def main(path: str, out: str, guided: str = "") -> None:
         model = load_model(path, mesh=mesh)
         int8 = load_model(path, dtype="int8", mesh=mesh) if text in MORE else None
         programs: dict[str, Any] = {}
-        with collectives(mesh.shape[FSDP] * mesh.shape[MODEL], programs):
+        whole: list[str] = []
+        with collectives(mesh.shape[FSDP] * mesh.shape[MODEL], programs), laid(mesh.size // mesh.shape[MODEL], whole):
             records = runs(model, int8, kept / text, bool(guided) and text in MORE)
         shards = defaultdict(dict)
         for keys, leaf in jax.tree_util.tree_leaves_with_path(model.params):
             name = ".".join(str(key.key) for key in keys)
             shards[name] = {"whole": leaf.shape, "part": leaf.addressable_shards[0].data.shape}
-        found[text] = {"records": records, "programs": programs, "shards": shards, "shape": dict(mesh.shape)}
+        own = {"records": records, "programs": programs, "shards": shards, "shape": dict(mesh.shape)}
+        found[text] = own | {"whole": whole}
         jax.clear_caches()
     (kept / "found.json").write_text(json.dumps(found))
 

@@ -14,7 +14,7 @@ from ttsi_jax.adaptation import AdaptConfig
 from ttsi_jax.batching import lanes, waves
 from ttsi_jax.batching.inputs import prepare
 from ttsi_jax.batching.memory import adapter_size
-from ttsi_jax.batching.waves import Shape
+from ttsi_jax.batching.waves import PREFILL_ROWS, Shape
 from ttsi_jax.config import find_parts
 from ttsi_jax.errors import InputError
 from ttsi_jax.loop import run
@@ -69,6 +69,17 @@ def test_the_compiled_programs_take_what_the_formula_says(dtype, name):
         program = program._replace(options=program.options | {"chunk": 2, "remat": False})
     taken = program.trace().lower().compile().memory_analysis().temp_size_in_bytes
     assert 0.5 * expected <= taken <= 1.1 * expected
+
+
+def test_on_a_mesh_a_device_has_the_prefixes_of_all_parts_while_a_wave_is_put_together():
+    base, rows = of_shapes(CONFIG), 4
+    prefix, run_config = cache_bytes(base, SIZES.shape.prefix), settings(method="base")
+
+    def largest(parts: int, kept: float) -> float:
+        return budget.moments(base._replace(parts=parts), run_config, PARTS, SIZES.shape, rows, kept).others
+
+    assert largest(9, 0) - largest(8, 0) == (rows + PREFILL_ROWS) * prefix
+    assert largest(8, 0) - largest(8, rows * prefix) == rows * prefix, "kept ones are counted as such"
 
 
 def test_arrays_are_counted_exactly():
@@ -129,7 +140,7 @@ def test_what_a_run_reads_besides_is_counted():
 
 
 def test_a_mesh_gets_waves_that_it_divides():
-    layout = SimpleNamespace(parts=3, shape={"data": 3, "model": 1})
+    layout = SimpleNamespace(parts=3, shape={"data": 3, "model": 1}, share=MODEL.config)
     assert fitted(64.0, layout=layout).config.wave == 3 * 4, "for twelve inputs"
     assert fitted(64.0, layout=layout, n=2).config.wave == 3
 

@@ -90,6 +90,12 @@ def test_each_device_holds_its_part_of_the_base(found, mesh):
 
 
 @pytest.mark.parametrize("mesh", MESHES)
+def test_each_device_holds_what_belongs_to_its_own_rows(found, mesh):
+    """Adapters, the rule's states and stacked prefix caches are never there for the whole wave, not even at first."""
+    assert found[mesh]["whole"] == []
+
+
+@pytest.mark.parametrize("mesh", MESHES)
 def test_a_run_may_go_on_elsewhere(found, mesh):
     """The mesh is no setting of it, and what it keeps does not depend on devices."""
     one, own = found["kept"] / "one" / "all", found["kept"] / mesh / "all"

@@ -29,7 +29,7 @@ from ttsi_jax.model.generation import Rows
 from ttsi_jax.model.lora import Adapter
 from ttsi_jax.model.scoring import Candidates, Scored, prefill_wave, score_wave
 from ttsi_jax.rules.interface import Batch, Extra, Loss, RuleStep, State, UpdateRule, needed
-from ttsi_jax.scaling.mesh import Layout, mesh_of
+from ttsi_jax.scaling.mesh import Layout, device_bytes, mesh_of
 
 Ids = tuple[int, ...]
 ANSWER_SIZES = 64  # smallest bucket of the trained tokens
@@ -158,14 +158,23 @@ class Waves:
             caches = self.layout.everywhere(prefill_wave(self.model.config, self.model.params, ids, lengths))
             for index, prefix in enumerate(group):
                 known[prefix] = jax.tree.map(lambda x, i=index: x[i], caches)
+            self._forget({*prefixes})
         for prefix in prefixes:
             known.move_to_end(prefix)
         caches = [known[prefix] for prefix in prefixes]
         caches += caches[:1] * (self.size - len(caches))
         found = caches[0] if shape.common else self.layout.stack(caches)
-        while len(known) > 1 and sum(leaf.nbytes for leaf in jax.tree.leaves(known)) > self._prefix_memory * 2**30:
-            known.popitem(last=False)
+        self._forget({prefixes[-1]})
         return found
+
+    def _forget(self, needed: set[Ids]) -> None:
+        """Drops the least recently used prefixes, but for those that are needed, until the others fit their memory."""
+        known = self._prefixes
+        sizes = {prefix: sum(map(device_bytes, jax.tree.leaves(cache))) for prefix, cache in known.items()}
+        for prefix in [prefix for prefix in known if prefix not in needed]:
+            if sum(sizes.values()) <= self._prefix_memory * 2**30:
+                break
+            del known[prefix], sizes[prefix]
 
     def _keys(self, rows: Sequence[Row]) -> Array:
         return self.layout.rows(jnp.stack([row.key for row in rows] + [rows[0].key] * (self.size - len(rows))))
@@ -287,7 +296,7 @@ class Waves:
         prompts = self._prompts(rows, candidates, config.scope)
         sizes = batches[0].tokens.ids.shape[1], 0 if whole else n_prefix, n_answer
         n_sequences = 1 + ("rejected" in extras) + config.samples * ("samples" in extras)
-        chunk, remat = training_chunk(self.model.config, config, self._part, *sizes, n_sequences)
+        chunk, remat = training_chunk(self.layout.share, config, self._part, *sizes, n_sequences)
         keys = jax.vmap(jax.random.split)(self._keys(rows))
         init_keys, step_keys = keys[:, 0], keys[:, 1]
         theta_0 = self.theta_0.adapters

@@ -33,7 +33,7 @@ from ttsi_jax.model.lora import init_adapter
 from ttsi_jax.model.quantized import Quantized
 from ttsi_jax.rules.interface import UpdateRule, needed
 from ttsi_jax.runs.directory import CONFIG, read_config
-from ttsi_jax.scaling.mesh import AXES, Layout, check_wave, undivided
+from ttsi_jax.scaling.mesh import AXES, Layout, check_wave, device_bytes
 from ttsi_jax.scaling.programs import Sizes, placed
 from ttsi_jax.tasks import Task
 from ttsi_jax.tasks.prompts import PromptEncoder
@@ -76,6 +76,7 @@ class Base(NamedTuple):
     """What of a model decides how much a run with it takes on one device."""
 
     config: DecoderConfig  # of what the device computes: with its share of the heads, the MLP and the vocabulary
+    parts: int  # that a wave is divided into; each keeps the prefixes of all of them
     weights: int  # bytes
     converted: int  # bytes of weights that the compiler keeps in float32 besides, for a program
     copied: int  # the same in training, with those that it keeps transposed
@@ -169,11 +170,12 @@ def base_on(config: DecoderConfig, dtype: Any, mesh: tuple[int, int, int]) -> Ba
 def base_of(config: DecoderConfig, params: Params, layout: Layout, on_cpu: bool | None = None) -> Base:
     """Measured on the weights as they lie on the devices."""
     on_cpu = jax.default_backend() == "cpu" if on_cpu is None else on_cpu
-    n_model, n_fsdp = ((layout.shape or {}).get(axis, 1) for axis in ("model", "fsdp"))
+    n_fsdp = (layout.shape or {}).get("fsdp", 1)
     together = [params["layers"][0], params["embed"], params.get("head")]
     itemsize = jnp.dtype(params["embed"].dtype).itemsize
     return Base(
-        share_of(config, n_model),
+        layout.share,
+        layout.parts,
         sum(map(device_bytes, jax.tree.leaves(params))),
         *(_copies(params) if on_cpu else (0, 0)),
         itemsize,
@@ -181,25 +183,6 @@ def base_of(config: DecoderConfig, params: Params, layout: Layout, on_cpu: bool 
         gathered=n_fsdp * sum(map(device_bytes, jax.tree.leaves(together))) if n_fsdp > 1 else 0,
         on_cpu=on_cpu,
     )
-
-
-def share_of(config: DecoderConfig, n_model: int) -> DecoderConfig:
-    """What one of so many devices computes."""
-    whole = undivided(config, n_model).keys()
-    of = lambda size, *parts: size if whole & set(parts) else size // n_model  # noqa: E731
-    return replace(
-        config,
-        n_heads=of(config.n_heads, "attention"),
-        n_kv_heads=of(config.n_kv_heads, "attention", "keys and values"),
-        mlp_size=of(config.mlp_size, "MLP"),
-        vocab_size=of(config.vocab_size, "vocabulary"),
-    )
-
-
-def device_bytes(x: Any) -> int:
-    """Of an array on one device, or of a shape that says where it would lie."""
-    shape = x.shape if x.sharding is None else x.sharding.shard_shape(x.shape)
-    return math.prod(shape) * x.dtype.itemsize
 
 
 def _copies(params: Params) -> tuple[int, int]:
@@ -222,7 +205,7 @@ def _fitted(
     """The run with so many rows on each part of the devices, whether it fits or not."""
     sizes = {prefix: draft.shape.prefix for draft in drafts for prefix in (draft.prefix, *draft.orders)}
     cached = [cache_bytes(base, size) for size in sizes.values()]
-    kept = min(PREFIX_MEMORY * GIB, sum(cached), KEPT_WAVES * rows * max(cached, default=0))
+    kept = min(PREFIX_MEMORY * GIB, sum(cached), KEPT_WAVES * base.parts * rows * max(cached, default=0))
     runs = [moments(base, config, parts, shape, rows, kept) for shape in {draft.shape for draft in drafts}]
     training = config.adapt.memory * GIB if begun else min((budget - run.beside for run in runs), default=0.0)
     nothing = Takes(base.weights, 0, 0, 0, 0, 0)  # but the weights, where no input can run
@@ -276,7 +259,7 @@ def moments(base: Base, config: RunConfig, parts: Parts, shape: Shape, rows: int
 
     adapter, scores = 4 * adapter_size(base.config, settings.lora), 4 * base.config.vocab_size
     prefix = cache_bytes(base, shape.prefix)
-    kept = min(PREFIX_MEMORY * GIB, KEPT_WAVES * rows * prefix) if kept is None else kept
+    kept = min(PREFIX_MEMORY * GIB, KEPT_WAVES * base.parts * rows * prefix) if kept is None else kept
     own_prefix = 0 if shape.common else prefix
     row = own_prefix + cache_bytes(base, read.suffix) + scores + (adapter if settings.start else 0)
     adapted = (cache_bytes(base, shape.prefix + shape.suffix) if whole else row - scores) + scores + adapter
@@ -284,7 +267,8 @@ def moments(base: Base, config: RunConfig, parts: Parts, shape: Shape, rows: int
     prompts = READ_WAVES * config.answer.orders * rows * (row + adapted * trains(config))
     lanes = rows * sum(own + cache_bytes(base, n_decoded) for own in kinds)
     arrays = Takes(base.weights, kept, prompts, lanes, 0, 0)
-    gathering = rows * own_prefix + 2 * PREFILL_ROWS * prefix + of.prefill
+    more = max(0, base.parts * rows * own_prefix - kept)  # while a wave is put together, all of its prefixes are there
+    gathering = rows * own_prefix + more + (1 + base.parts) * PREFILL_ROWS * prefix + of.prefill
     watched = shape._replace(candidates=1, name=ANSWER_SIZES, suffix=sizes.sequence)  # a pair that is not trained on
     held_out = temporaries(base, settings, 0, sizes._replace(shape=watched)) if config.synthesis.held_out else of
     kl = 4 * scores * shape.suffix if "kl" in (*settings.accept, *settings.measure) else 0  # of one row's logits

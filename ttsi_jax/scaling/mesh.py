@@ -13,6 +13,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from functools import partial
 from math import prod
 from typing import Any
@@ -20,6 +21,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import Array
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from ttsi_jax.errors import InputError
@@ -97,6 +99,25 @@ def undivided(config: DecoderConfig, n_model: int) -> dict[str, str]:
     if {"attention", "MLP"} <= found.keys():
         raise InputError(f"model={n_model} in --mesh divides neither the {found['attention']} nor the {found['MLP']}")
     return found
+
+
+def share_of(config: DecoderConfig, n_model: int) -> DecoderConfig:
+    """What one of so many devices along `model` computes: its share of the heads, the MLP and the vocabulary."""
+    whole = undivided(config, n_model).keys()
+    of = lambda size, *parts: size if whole & set(parts) else size // n_model  # noqa: E731
+    return replace(
+        config,
+        n_heads=of(config.n_heads, "attention"),
+        n_kv_heads=of(config.n_kv_heads, "attention", "keys and values"),
+        mlp_size=of(config.mlp_size, "MLP"),
+        vocab_size=of(config.vocab_size, "vocabulary"),
+    )
+
+
+def device_bytes(x: Any) -> int:
+    """Of an array on one device, or of a shape that says where it would lie."""
+    shape = x.shape if x.sharding is None else x.sharding.shard_shape(x.shape)
+    return prod(shape) * x.dtype.itemsize
 
 
 def param_shardings(config: DecoderConfig, mesh: Mesh) -> Params:
@@ -199,6 +220,7 @@ class Layout:
 
     def __init__(self, config: DecoderConfig, mesh: Mesh | None = None):
         self.mesh, self._axes = mesh, {} if mesh is None else _axes(config, mesh)
+        self.share = config if mesh is None else share_of(config, mesh.shape[MODEL])  # that a device computes
 
     @property
     def shape(self) -> dict[str, int] | None:
@@ -245,8 +267,22 @@ class Layout:
         return caches if self.mesh is None else put(caches, self._of_caches(None))
 
     def stack(self, caches: Sequence[Cache]) -> Cache:
-        """A wave's, from those of its rows, which are whole in every part."""
-        return self.rows(jax.tree.map(lambda *x: jnp.stack(x), *caches))
+        """A wave's, from those of its rows, which are whole in every part; each device takes those of its own rows."""
+        if self.mesh is None:
+            return jax.tree.map(lambda *x: jnp.stack(x), *caches)
+
+        def stacked(where: NamedSharding, *caches: Array) -> Array:
+            shape = (len(caches), *caches[0].shape)
+            on = [{shard.device: shard.data for shard in cache.addressable_shards} for cache in caches]
+            indices = where.addressable_devices_indices_map(shape)
+            with jax.set_mesh(None):  # or it would have to be a program of all devices, which stacks all rows on each
+                own = [
+                    jnp.stack([cache[device] for cache in on[index[0]]]) for device, index in indices.items() if index
+                ]
+            return jax.make_array_from_single_device_arrays(shape, where, own)
+
+        under = lambda where, *parts: jax.tree.map(partial(stacked, where), *parts)  # noqa: E731
+        return jax.tree.map(under, self._of_caches(ROWS), *caches)
 
     def _of_caches(self, axis: tuple[str, ...] | None) -> Any:
         keys_values, others = self._at(axis, self._axes.get("k", (None, None))[1]), self._at(axis)

@@ -80,7 +80,7 @@ def run_programs(
     loss: Loss,
     scopes: Sequence[str] = SCOPES,
     max_pairs: int = 1,
-    parts: int = 1,
+    mesh: Mesh | None = None,
 ) -> dict[str, Program]:
     """Every program that a run compiles for one length bucket, by the name of what it does.
 
@@ -93,9 +93,10 @@ def run_programs(
         loss: one that needs nothing of a batch but the pair.
         scopes: of the adapters.
         max_pairs: pairs of an input, K.
-        parts: that the wave is divided into on a mesh.
+        mesh: that the wave is divided over.
     """
-    wave, shape, n_prefixes = sizes.wave, sizes.shape, PREFILL_ROWS * parts
+    wave, shape, layout = sizes.wave, sizes.shape, Layout(config, mesh)
+    n_prefixes, own_rows = PREFILL_ROWS * layout.parts, wave // layout.parts
     params = abstract_params(config, dtype)
     found = {"prefill": Program(prefill_wave, (config, params, _ints(n_prefixes, shape.prefix), _ints(n_prefixes)), {})}
     prefixes = jax.tree.map(lambda x: _array((wave, *x.shape[1:]), x.dtype), found["prefill"].result())
@@ -115,7 +116,7 @@ def run_programs(
         whole = scope == "all"
         length = sizes.sequence + shape.prefix * whole
         n_past = 0 if whole else shape.prefix
-        chunk, remat = training_chunk(config, settings, wave // parts, length, n_past, sizes.trained, recomputes=True)
+        chunk, remat = training_chunk(layout.share, settings, own_rows, length, n_past, sizes.trained, recomputes=True)
         keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), wave))
         adapters, states = jax.eval_shape(
             lambda keys, n_steps: init_wave(keys, config, settings.lora, rule, n_steps), keys, _ints(wave)
