@@ -49,9 +49,11 @@ def records(options: Options):  # noqa: ANN201
 
     if options.like is None:
         return run(options.inputs)
-    config, own, _ = load_run(options.like)
+    config, own, _, functions = load_run(options.like)
     repeated = [replace(own[i % len(own)], id=f"{own[i % len(own)].id}, {i}") for i in range(options.inputs)]
-    return Run(config, repeated, summarise(repeated))
+    ids = {one.id: [each.id for each in repeated[place :: len(own)]] for place, one in enumerate(own)}
+    functions = [{**one, "inputs": [new for id in one["inputs"] for new in ids.get(id, ())]} for one in functions]
+    return Run(config, repeated, summarise(repeated), functions)
 
 
 def measure(file: Path, rounds: int) -> dict[str, Seconds]:

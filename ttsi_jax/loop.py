@@ -37,6 +37,7 @@ from ttsi_jax.rules.identity import digest
 from ttsi_jax.runs.clock import CompileClock
 from ttsi_jax.runs.directory import ENVIRONMENT, RunDirectory
 from ttsi_jax.runs.environment import environment
+from ttsi_jax.runs.functions import FUNCTIONS, listed
 from ttsi_jax.runs.groups import load_run
 from ttsi_jax.runs.record import Record
 from ttsi_jax.runs.scores import f1
@@ -132,6 +133,7 @@ def run(
         with open_run(out, described | config.to_dict()) as directory:
             own_run = {"seed": config.seed, "weights": weights, "mesh": layout.shape, "memory": takes}
             directory.write(ENVIRONMENT, environment() | own_run)
+            directory.write_once(FUNCTIONS, listed(task))
             if shard is not None:
                 directory.write(INPUTS, division(task, shard))
             return _run_in(directory, loop, task, own)

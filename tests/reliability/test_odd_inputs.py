@@ -90,7 +90,7 @@ def test_odd_ids_names_and_requests_are_answered_and_touch_nothing_else(capsys):
     html = Path("report.html").read_text()
     assert "<script>alert" not in html and '"><script>' not in html
     made = {str(path) for path in Path().rglob("*") if path.is_file() and not path.is_relative_to("model")}
-    files = ("config.json", "environment.json", "records.jsonl", "summary.json", ".lock")
+    files = ("config.json", "environment.json", "functions.jsonl", "records.jsonl", "summary.json", ".lock")
     assert made == {"odd.jsonl", "report.html", *(f"deep/run/{name}" for name in files)}
     assert not Path("/tmp/absolute").exists()
 

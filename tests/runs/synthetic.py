@@ -4,6 +4,7 @@ from dataclasses import replace
 from random import Random
 from typing import Any
 
+from ttsi_jax.runs.functions import Listed
 from ttsi_jax.runs.groups import Run
 from ttsi_jax.runs.record import Record
 from ttsi_jax.runs.summary import summarise
@@ -62,7 +63,15 @@ def record(number: int, seed: int = 0) -> Record:
 def run(n: int, seed: int = 0, **config: Any) -> Run:
     records = [record(number, seed) for number in range(n)]
     config = {"task": "made-up", "model": "tiny", "method": "tt-si", "gate": {"tau": 0.95}, "seed": seed} | config
-    return Run(config, records, summarise(records))
+    return Run(config, records, summarise(records), list(map(listed, records)))
+
+
+def listed(own: Record) -> Listed:
+    """The functions of an input, which no other one has."""
+    schema = {"city": {"type": "string", "description": "Where to."}, "seats": {"type": "integer"}}
+    parameters = {"type": "object", "properties": schema, "required": list(schema)}
+    made = [{"name": name, "description": f"To {name}, as {own.id} may.", "parameters": parameters} for name in TOOLS]
+    return {"functions": made, "inputs": [own.id]}
 
 
 def base_run(n: int, **config: Any) -> Run:
@@ -74,7 +83,8 @@ def base_run(n: int, **config: Any) -> Run:
         )
         for own in map(record, range(n))
     ]  # fmt: skip
-    return run(0, method="base", **config)._replace(records=records, summary=summarise(records))
+    functions = list(map(listed, records))
+    return run(0, method="base", **config)._replace(records=records, summary=summarise(records), functions=functions)
 
 
 def _call(name: str, city: str, seats: int) -> dict[str, Any]:

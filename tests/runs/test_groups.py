@@ -62,8 +62,8 @@ def test_loading_an_unfinished_run_changes_nothing(tmp_path):
         with open(tmp_path / "records.jsonl", "ab") as file:
             file.write(to_json(labelled("c", True, True)).encode()[:10])
         size = (tmp_path / "records.jsonl").stat().st_size
-        config, records, summary = load_run(tmp_path)  # although another process writes
-    assert config == {"seed": 0} and summary is None
+        config, records, summary, functions = load_run(tmp_path)  # although another process writes
+    assert config == {"seed": 0} and summary is None and functions == []
     assert records == [labelled("a", True, False), labelled("b", True, True)]
     assert (tmp_path / "records.jsonl").stat().st_size == size
 

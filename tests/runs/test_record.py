@@ -102,3 +102,10 @@ def test_text_stays_readable_and_lone_surrogates_are_escaped():
 def test_what_is_no_record_is_named(line, complaint):
     with pytest.raises(ValueError, match=complaint):
         from_json(line)
+
+
+def test_the_request_is_the_last_thing_the_user_said():
+    turns = [{"role": "user", "content": "Go."}, {"role": "assistant", "content": "Where to?"}]
+    assert Record("a", "t", turns).request == Record("a", "t", "Go.").request == "Go."
+    assert Record("a", "t", []).request == Record("a", "t", [{"role": "user"}]).request == ""
+    assert from_json(to_json(Record("a", "t", turns))).query == turns

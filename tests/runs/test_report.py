@@ -66,8 +66,8 @@ class Page(HTMLParser):
             self.text[self.open[-1]].append(data)
 
 
-def page(*records, config=None, name="run"):
-    return Page(render_report({name: Run(config or {}, list(records), summarise(records))}))
+def page(*records, config=None, name="run", functions=()):
+    return Page(render_report({name: Run(config or {}, list(records), summarise(records), functions)}))
 
 
 def test_all_of_a_record_that_says_something_is_in_the_page():
@@ -113,7 +113,10 @@ def test_nothing_of_a_run_becomes_markup():
         seconds={EVIL: 1.0},
     )
     plain = page(RECORD)
-    evil = page(record, replace(record, id="x", error=EVIL), config={EVIL: EVIL, "gate": {"tau": EVIL}}, name=EVIL)
+    functions = [{"functions": [{EVIL: EVIL, "name": EVIL, "description": EVIL}], "inputs": [EVIL]}]
+    records = [record, replace(record, id="x", error=EVIL)]
+    evil = page(*records, config={EVIL: EVIL, "gate": {"tau": EVIL}}, name=EVIL, functions=functions)
+    assert evil.data["functions"] == [functions[0]["functions"]]
     assert evil.found == plain.found
     assert evil.data["runs"][0]["records"][0]["candidates"] == [EVIL]
     assert evil.text["script"][1] == plain.text["script"][1]
@@ -155,6 +158,15 @@ def test_seeds_share_their_figures_and_keep_their_inputs():
     assert [len(own["records"]) for own in found["runs"]] == [50, 50, 50]
     assert {own["title"] for own in found["tables"]} > {"What changed", "Gate: errors"}
     assert len(found["differences"]) == 4
+
+
+def test_an_input_has_its_list_of_functions_which_the_page_holds_once():
+    first, second = ({"functions": [{"name": name}], "inputs": [f"input {name}"]} for name in "12")
+    own = Run({}, [RECORD, replace(RECORD, id="input 2"), replace(RECORD, id="input 3")], None, [first, second])
+    found = report_data({"a": Run({}, [RECORD], None), "b": own, "c": own._replace(functions=[second])})
+    assert found["functions"] == [[{"name": "1"}], [{"name": "2"}]]
+    places = [[record.get("functions") for record in run["records"]] for run in found["runs"]]
+    assert places == [[None], [0, 1, None], [None, 1, None]]
 
 
 def test_plots_have_no_more_corners_than_can_be_seen():

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from runs.chromium import Chromium, find_chromium
-from runs.synthetic import base_run, record, run
+from runs.synthetic import base_run, listed, record, run
 from ttsi_jax.runs.groups import Run
 from ttsi_jax.runs.report import render_report
 
@@ -115,7 +115,7 @@ def test_an_input_shows_how_it_got_from_request_to_answer(opened):
         fixed,
         base_calls=[{"name": "f", "arguments": {"city": "Bergen", "seats": 2}}],
         adapted_calls=[{"name": "f", "arguments": {"city": "Oslo", "seats": 2}}],
-        query=[{"role": "user", "content": "Where to?"}, {"role": "assistant", "content": "Oslo"}],
+        query=[{"role": "user", "content": "Where to?"}, {"role": "assistant", "content": "Say where."}],
         synthetic=[
             {"query": "kept", "calls": [{"name": "f", "arguments": {}}], "accepted": True, "reason": None},
             {"query": "lost", "calls": [], "accepted": False, "reason": "unknown function",
@@ -125,14 +125,18 @@ def test_an_input_shows_how_it_got_from_request_to_answer(opened):
         evidence={"sibling_loss_base": 1.5, "seeds_agree": False, "kl": None},
         samples_base=["said twice", "said once", "said twice", None], adapters=["of the first", "of the second"],
     )  # fmt: skip
-    page = opened(a=Run({"gate": {"tau": 0.95}}, [fixed], None))
+    page = opened(a=Run({"gate": {"tau": 0.95}}, [fixed], None, [listed(fixed)]))
+    assert page.evaluate("document.querySelector('.row .query').textContent") == "Where to?"
     text = view(page)
+    assert "Say where." in text and "6 functions" in text and "Where to." not in text  # folded
+    page.evaluate("document.querySelector('#input details').open = true")
+    assert all(said in view(page) for said in (f"To play_song, as {fixed.id} may.", '"type": "integer"', "Where to."))
     for said in ("Where to?", "< τ 0.95: uncertain", "✓ trained on", "✗ dropped: unknown function", "a sampled answer",
                  "✗ dropped by copy: a copy of the seed", "sibling loss base", "seeds agree",
                  "sampled, before: 4", "of each adapter: 2"):  # fmt: skip
         assert said in text
-    listed = page.evaluate("[...document.querySelectorAll('#input details pre.soft')].map((node) => node.textContent)")
-    assert listed[:3] == ["2 ×  said twice", "1 ×  said once", "1 ×  (nothing)"]
+    counted = page.evaluate("[...document.querySelectorAll('#input details pre.soft')].map((node) => node.textContent)")
+    assert counted[:3] == ["2 ×  said twice", "1 ×  said once", "1 ×  (nothing)"]
     marked = "[...document.querySelectorAll('#input {}')].map((node) => node.textContent)"
     assert page.evaluate(marked.format("del")) == ["Bergen"]
     assert page.evaluate(marked.format("ins")) == ["Oslo"]
@@ -140,7 +144,9 @@ def test_an_input_shows_how_it_got_from_request_to_answer(opened):
 
 
 def test_an_input_of_which_little_is_known_is_shown(opened):
-    bare = replace(record(96), query=[], seconds={}, base_calls=None, text_base=None, calls=None, gold=None)
+    bare = replace(
+        record(96), query=[{"role": "system"}], seconds={}, base_calls=None, text_base=None, calls=None, gold=None
+    )
     page = opened(a=Run({}, [bare], None), b=Run({}, [], None))
     assert "no function given" in view(page)
     page.evaluate("document.getElementById('run').value = '1'")
@@ -156,8 +162,11 @@ def test_what_a_model_said_stays_text(opened):
         synthetic=[pair], base_calls=[call], adapted_calls=[call, call], calls=[call], gold=[call], text_base=MARKUP,
         text_adapted=MARKUP, samples_adapted=[MARKUP], reason=MARKUP, adapted=True, seconds={MARKUP: 1.0}, task=MARKUP,
     )  # fmt: skip
-    page = opened(**{MARKUP: Run({"method": MARKUP, MARKUP: MARKUP}, [evil], None)})
+    functions = [{"name": MARKUP, "description": MARKUP, "parameters": {MARKUP: MARKUP}}]
+    kept = [{"functions": functions, "inputs": [MARKUP]}]
+    page = opened(**{MARKUP: Run({"method": MARKUP, MARKUP: MARKUP}, [evil], None, kept)})
     assert view(page).count(SCRIPT) > 10
+    assert page.evaluate("document.querySelector('#input details').textContent").count(SCRIPT) == 4
     assert page.evaluate("document.querySelectorAll('script').length") == 2
     assert page.evaluate("document.querySelectorAll('img').length") == 0
     assert page.evaluate("window.evil") is None

@@ -54,5 +54,8 @@ def test_the_beginning_of_a_record():
     assert (record.id, record.task, record.query, record.candidates, record.error) == ("a", "t", "Go.", ["f"], None)
     assert record.unmatchable == "the right function 'g' is not listed" and record.fingerprint
     assert begun(Example("a", ASKED, (), None), "t").error == "the input has no candidate function"
+    dialogue = ({"role": "system", "content": "Be brief."}, *ASKED, {"role": "assistant", "content": "Where to?"})
+    assert begun(Example("a", dialogue, (TOOL,), None), "t").query == [*dialogue]
+    assert begun(Example("a", dialogue[:2], (TOOL,), None), "t").query == "Go."
     broken = begun(Example("line-3", (), (), None, problem="a.jsonl:3: not valid JSON"), "t")
     assert (broken.error, broken.fingerprint, broken.query) == ("a.jsonl:3: not valid JSON", None, "")

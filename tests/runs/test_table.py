@@ -5,7 +5,7 @@ from ttsi_jax.runs.comparison_tables import comparison_tables
 from ttsi_jax.runs.groups import Run
 from ttsi_jax.runs.record import Record
 from ttsi_jax.runs.summary import summarise
-from ttsi_jax.runs.table import rendered, summary_table
+from ttsi_jax.runs.table import examples_table, rendered, summary_table
 
 BASE = {"tool_correct_base": True, "call_correct_base": False}
 RECORDS = [
@@ -52,3 +52,9 @@ def test_sampled_answers_and_teachers_are_shown_where_there_are_any():
     samples = {"samples_base": [None, None], "samples_right_base": 1, "samples_right": 2}
     rows = cells(summary_table(summarise([Record("a", "t", "q", synthetic=[pair], **samples)]), "run"))
     assert ["pass@1", "50.0 %", "100.0 %"] in rows and ["3", "70", "5", "0.25"] in rows
+
+
+def test_of_a_dialogue_the_examples_show_the_request():
+    turns = [{"role": "user", "content": "Go."}, {"role": "assistant", "content": "Where to?"}]
+    text = printed(examples_table([Record("a", "t", turns, adapted=True, uncertainty=0.5)]))
+    assert "Go." in text and "role" not in text

@@ -250,6 +250,7 @@ def test_the_others_write_nothing(as_one_of_two, tmp_path):
         assert run.finished == {"a": Record("a", "task", "query")} and run.summary() == {"n": 1}
         run.append([Record("b", "task", "query", error="failed")])
         run.write("environment.json", {})
+        run.write_once("functions.jsonl", [{}])
         assert run.failed.keys() == {"b"}
         run.complete(["a", "b"], {})
         with pytest.raises(InputError, match="inputs without a record: c"):

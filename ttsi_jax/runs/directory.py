@@ -110,6 +110,11 @@ class RunDirectory:
         """Writes another JSON file beside the records, such as `environment.json`; a resumed run keeps the newest."""
         _replace(self.path / name, _document(value))
 
+    def write_once(self, name: str, values: Iterable[Mapping[str, Any]]) -> None:
+        """Writes a file of JSON lines beside the records; one that is there stays."""
+        if not (self.path / name).exists():
+            _replace(self.path / name, b"".join(strict_json(value).encode() + b"\n" for value in values))
+
 
 def open_run(path: str | os.PathLike[str], config: Mapping[str, Any]) -> RunDirectory:
     """Starts a run in a new or empty directory, or resumes the one that is there.

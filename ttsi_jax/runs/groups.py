@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 from ttsi_jax.errors import InputError
 from ttsi_jax.runs.directory import RECORDS, read_config, read_records, read_summary
+from ttsi_jax.runs.functions import Listed, read_functions
 from ttsi_jax.runs.record import Record, strict_json
 from ttsi_jax.runs.summary import summarise
 
@@ -18,11 +19,13 @@ _SHOULD_AGREE = {
 
 
 class Run(NamedTuple):
-    """A run as read from its directory; `summary` is None while it is unfinished."""
+    """A run as read from its directory; `summary` is None while it is unfinished, and `functions` is empty where they
+    were not kept."""
 
     config: dict[str, Any]
     records: list[Record]
     summary: dict[str, Any] | None
+    functions: Sequence[Listed] = ()
 
 
 class Group(NamedTuple):
@@ -45,7 +48,8 @@ def load_run(path: str | os.PathLike[str]) -> Run:
         InputError: the directory holds no run, or a damaged one.
     """
     path = Path(path)
-    return Run(read_config(path), list(read_records(path / RECORDS)[0].values()), read_summary(path))
+    records = list(read_records(path / RECORDS)[0].values())
+    return Run(read_config(path), records, read_summary(path), read_functions(path))
 
 
 def load_runs(paths: Sequence[str | os.PathLike[str]]) -> dict[str, Run]:

@@ -48,7 +48,8 @@ class Record:
     `seconds` holds the seconds that this input took per stage: score, synthesize, adapt, answer; `tokens` the tokens
     that it had the model read (cached prefixes too), train on and write there. `fingerprint` is equal in duplicates,
     and `unmatchable` says why no answer can be right. `calls` is None for an answer that cannot be read as calls; where
-    none is right and it is in words, it counts as correct all the same.
+    none is right and it is in words, it counts as correct all the same. `query` is the request, or the messages of an
+    input with more turns than that.
     """
 
     id: str
@@ -95,6 +96,14 @@ class Record:
     seconds: dict[str, float] = field(default_factory=dict)
     tokens: dict[str, int] = field(default_factory=dict)
     error: str | None = None
+
+    @property
+    def request(self) -> str:
+        """The last thing the user said."""
+        if isinstance(self.query, str):
+            return self.query
+        said = (str(turn.get("content", "")) for turn in reversed(self.query) if turn.get("role") == "user")
+        return next(said, "")
 
 
 def strict_json(value: Any, indent: int | None = None) -> str:

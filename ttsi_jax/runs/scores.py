@@ -45,7 +45,7 @@ def begun(example: Example, task_name: str) -> Record:
     return Record(
         example.id,
         task_name,
-        example.query,
+        example.conversation,
         candidates=[tool.name for tool in example.tools],
         fingerprint=fingerprint(example),
         unmatchable=unmatchable(example),

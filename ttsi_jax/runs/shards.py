@@ -27,6 +27,7 @@ from ttsi_jax.runs.directory import (
     read_records,
     read_summary,
 )
+from ttsi_jax.runs.functions import FUNCTIONS, read_functions
 from ttsi_jax.runs.record import Record
 from ttsi_jax.runs.scores import f1
 from ttsi_jax.runs.summary import summarise
@@ -160,6 +161,8 @@ def merge(paths: Sequence[Path], out: Path) -> Merged:
     with open_run(out, first.config) as directory:
         environments = [read_object(part.path / ENVIRONMENT) for part in parts if (part.path / ENVIRONMENT).exists()]
         directory.write(ENVIRONMENT, (environments or [{}])[0] | {"shards": environments})
+        if functions := next(filter(None, (read_functions(part.path) for part in parts)), None):  # of all inputs
+            directory.write_once(FUNCTIONS, functions)
         for part in parts:
             if (part.path / ADAPTERS).is_dir():  # before the records that say that they are there
                 shutil.copytree(part.path / ADAPTERS, out / ADAPTERS, dirs_exist_ok=True)

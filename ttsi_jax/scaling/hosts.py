@@ -183,6 +183,9 @@ class Onlooker(RunDirectory):
     def write(self, name: str, value: Mapping[str, Any]) -> None:
         pass
 
+    def write_once(self, name: str, values: Iterable[Mapping[str, Any]]) -> None:
+        pass
+
     def summary(self) -> dict[str, Any] | None:
         return self._summary
 

@@ -6,6 +6,7 @@ policy says the same to the browser: no network, and no script but this one.
 """
 
 import hashlib
+import json
 from base64 import b64encode
 from collections.abc import Mapping
 from html import escape
@@ -47,12 +48,15 @@ def render_report(runs: Mapping[str, Run]) -> str:
 def report_data(runs: Mapping[str, Run]) -> dict[str, Any]:
     """What the page shows, as JSON values."""
     comparison = compare(runs)
+    functions = {json.dumps(one["functions"]): one["functions"] for run in runs.values() for one in run.functions}
+    places = {text: place for place, text in enumerate(functions)}
     return {
         "notes": comparison.notes,
         "tables": [rows._asdict() for rows in comparison_tables(comparison)],
         "differences": _differences(comparison),
         "gates": [gate for group in comparison.groups if (gate := _gate(group)) is not None],
-        "runs": [_run(name, run) for name, run in runs.items()],
+        "functions": list(functions.values()),
+        "runs": [_run(name, run, places) for name, run in runs.items()],
     }
 
 
@@ -71,7 +75,7 @@ def tags(record: Record) -> list[str]:
     return [tag for tag, flag in flags.items() if flag]
 
 
-def _run(name: str, run: Run) -> dict[str, Any]:
+def _run(name: str, run: Run, places: Mapping[str, int]) -> dict[str, Any]:
     summary = summarise(run.records)
     reasons = [(reason, str(count)) for reason, count in summary["reasons"].items()]
     tables = (
@@ -83,6 +87,7 @@ def _run(name: str, run: Run) -> dict[str, Any]:
         stages(summary),
         Rows(("reason", "count"), reasons),
     )
+    places_of = {id: places[json.dumps(one["functions"])] for one in run.functions for id in one["inputs"]}
     gate = run.config.get("gate")
     tau = (run.summary or {}).get("tau", gate.get("tau") if isinstance(gate, dict) else None)  # chosen, or given
     return {
@@ -91,13 +96,14 @@ def _run(name: str, run: Run) -> dict[str, Any]:
         "tau": tau if isinstance(tau, int | float) else None,
         "config": run.config,
         "tables": [rows._asdict() for rows in tables if rows.rows],
-        "records": [_record(record) for record in run.records],
+        "records": [_record(record, places_of.get(record.id)) for record in run.records],
     }
 
 
-def _record(record: Record) -> dict[str, Any]:
-    """A record's fields that say something, and its tags."""
-    return {name: value for name, value in vars(record).items() if value is not None} | {"tags": tags(record)}
+def _record(record: Record, functions: int | None) -> dict[str, Any]:
+    """A record's fields that say something, its tags, and which of the page's lists of functions it has."""
+    known = vars(record) | {"functions": functions}
+    return {name: value for name, value in known.items() if value is not None} | {"tags": tags(record)}
 
 
 def _differences(comparison: Comparison) -> list[dict[str, Any]]:

@@ -13,4 +13,4 @@ document.getElementById("gate").append(...data.gates.map((gate) => [h("h3", { cl
 document.getElementById("gate").hidden = !data.gates.length;
 document.getElementById("runs").append(...data.runs.map((run) =>
   h("details", { open: data.runs.length === 1 }, h("summary", {}, run.name), run.tables.map(table), settings(run.config))));
-const browser = new Browser(data.runs);
+const browser = new Browser(data.runs, data.functions);

@@ -3,8 +3,9 @@ const TAGS = ["fixed", "broken", "reverted", "error", "adapted", "uncertain"];
 
 /** The list of inputs with its filters and search; only the rows in sight are in the page. */
 class Browser {
-  constructor(runs) {
+  constructor(runs, functions) {
     this.runs = runs;
+    this.functions = functions; // the distinct lists that inputs have
     this.tag = "";
     this.texts = new Map(); // what the inputs of each run that was opened are searched by
     this.list = document.getElementById("list");
@@ -61,7 +62,7 @@ class Browser {
     this.position = Math.min(Math.max(position, 0), this.found.length - 1);
     const record = this.run.records[this.found[this.position]];
     const nothing = h("p", { class: "soft" }, "No input is left by this filter and search.");
-    this.view.replaceChildren(...(record ? inputView(record, this.run).filter(Boolean) : [nothing]));
+    this.view.replaceChildren(...(record ? inputView(record, this.run, this.functions[record.functions]).filter(Boolean) : [nothing]));
     this.view.scrollTop = 0;
     const top = this.position * ROW;
     if (top < this.list.scrollTop) this.list.scrollTop = top;
@@ -80,13 +81,12 @@ class Browser {
 
   row(position) {
     const record = this.run.records[this.found[position]];
-    const query = typeof record.query === "string" ? record.query : text(record.query.at(-1)?.content);
     const row = h("div", {
       role: "option", id: `row-${position}`, class: "row", "data-position": position,
       "aria-selected": String(position === this.position), "aria-posinset": position + 1, "aria-setsize": this.found.length,
     },
     h("div", { class: "id" }, h("span", {}, record.id), badges(record.tags.slice(0, 1))),
-    h("div", { class: "query" }, query));
+    h("div", { class: "query" }, lastRequest(record.query)));
     row.style.top = `${position * ROW}px`;
     return row;
   }

@@ -1,10 +1,11 @@
-/** One input from request to answer. */
-function inputView(record, run) {
+/** One input from request to answer; `functions` is undefined where they were not kept. */
+function inputView(record, run, functions) {
   return [
     h("header", {}, h("h3", {}, record.id), badges(record.tags)),
     part("Error", record.error && h("p", { class: "bad" }, record.error)),
     part("Why it ended so", record.reason && h("p", {}, record.reason)),
     part("Request", request(record.query)),
+    part("Functions", functions && described(functions)),
     part("Answer", answers(record)),
     part("Answers beside it", others(record)),
     part("Candidates", candidates(record)),
@@ -27,6 +28,18 @@ function badges(tags) {
 function request(query) {
   if (typeof query === "string") return h("p", { class: "said" }, query);
   return query.map((turn) => h("div", { class: "turn" }, h("b", {}, text(turn.role)), h("p", { class: "said" }, text(turn.content))));
+}
+
+/** What the user said last. */
+function lastRequest(query) {
+  return typeof query === "string" ? query : text(query.filter((turn) => turn.role === "user").at(-1)?.content);
+}
+
+/** Functions as the model was shown them, folded. */
+function described(functions) {
+  const all = functions.map(({ name, description, parameters }) => h("div", { class: "turn" },
+    h("b", {}, text(name)), h("p", { class: "said" }, text(description)), h("pre", {}, text(parameters))));
+  return h("details", {}, h("summary", {}, functions.length === 1 ? "1 function" : `${functions.length} functions`), all);
 }
 
 function text(value) {
