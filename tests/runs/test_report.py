@@ -136,6 +136,12 @@ def test_scripts_write_text_and_never_markup():
     assert not re.search(r"fetch|XMLHttpRequest|WebSocket|import\(|localStorage", script)
 
 
+def test_pairs_are_told_without_who_wrote_them_and_what_for():
+    script = "".join(map(_read, SCRIPTS))
+    assert 'part("Examples", ' in script and "✓ kept" in script
+    assert "trained on" not in script and "for itself" not in script
+
+
 def test_a_page_can_always_be_written():
     runs = {
         "a": Run({}, [replace(RECORD, query="\ud800\x00")], None),

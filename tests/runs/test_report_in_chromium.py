@@ -131,8 +131,8 @@ def test_an_input_shows_how_it_got_from_request_to_answer(opened):
     assert "Say where." in text and "6 functions" in text and "Where to." not in text  # folded
     page.evaluate("document.querySelector('#input details').open = true")
     assert all(said in view(page) for said in (f"To play_song, as {fixed.id} may.", '"type": "integer"', "Where to."))
-    for said in ("Where to?", "< τ 0.95: uncertain", "✓ trained on", "✗ dropped: unknown function", "a sampled answer",
-                 "✗ dropped by copy: a copy of the seed", "sibling loss base", "seeds agree",
+    for said in ("Where to?", "< τ 0.95: uncertain", "Examples", "✓ kept", "✗ dropped: unknown function",
+                 "a sampled answer", "✗ dropped by copy: a copy of the seed", "sibling loss base", "seeds agree",
                  "sampled, before: 4", "of each adapter: 2"):  # fmt: skip
         assert said in text
     counted = page.evaluate("[...document.querySelectorAll('#input details pre.soft')].map((node) => node.textContent)")

@@ -10,7 +10,7 @@ function inputView(record, run, functions) {
     part("Answers beside it", others(record)),
     part("Candidates", candidates(record)),
     part("Margin", margin(record, run.tau)),
-    part("Examples that it wrote for itself", synthetic(record.synthetic)),
+    part("Examples", synthetic(record.synthetic)),
     part("Training loss", losses(record.losses)),
     part("Measured without a label", evidence(record.evidence)),
     part("Seconds", seconds(record)),
@@ -85,7 +85,7 @@ function synthetic(pairs) {
   if (!pairs.length) return null;
   return h("ol", { class: "pairs" }, pairs.map((pair) => h("li", { class: pair.accepted ? "accepted" : "rejected" },
     h("p", { class: "said" }, pair.query || "(no request)"), h("pre", {}, callsText(pair.calls)),
-    h("p", { class: pair.accepted ? "good" : "bad" }, pair.accepted ? "✓ trained on" : `✗ dropped${pair.check ? ` by ${pair.check}` : ""}${pair.reason ? `: ${pair.reason}` : ""}`),
+    h("p", { class: pair.accepted ? "good" : "bad" }, pair.accepted ? "✓ kept" : `✗ dropped${pair.check ? ` by ${pair.check}` : ""}${pair.reason ? `: ${pair.reason}` : ""}`),
     (pair.samples || []).map((sample) => h("pre", { class: "soft" }, `${number(sample.reward)}  ${sample.text}`)))));
 }
 
