@@ -45,7 +45,7 @@ from ttsi_jax.scaling.mesh import make_mesh
 from ttsi_jax.tasks import load_task
 
 # These do not come into a cell's name as such.
-NOT_NAMED = ("model", "task", "data", "dtype", "out", "compile-cache", "mesh")
+NOT_NAMED = ("model", "task", "data", "out", "compile-cache", "mesh")
 LONGEST_NAME = 180  # characters; file systems take 255 bytes
 Options = dict[str, str | None]  # without the dashes; None for a switch
 messages, output = Console(stderr=True), Console()
@@ -130,6 +130,25 @@ def cell_of(options: Options, out: Path) -> Cell:
     return Cell(name, replace(args, out=out / name))
 
 
+def refuse_equal_names(cells: Sequence[Cell]) -> None:
+    """Refuses cells that differ and would lie in the same directory.
+
+    Raises:
+        InputError: naming the options that the cells differ in.
+    """
+    first: dict[str, Run] = {}
+    for name, args in cells:
+        other = vars(first.setdefault(name, args))
+        differ = [option for option, value in vars(args).items() if value != other[option]]
+        if differ:
+            values = (f"--{option.replace('_', '-')} {other[option]} and {getattr(args, option)}" for option in differ)
+            raise InputError(
+                f"two cells would be named '{name}', and differ in {'; '.join(values)}. A name holds the last part of "
+                f"--model and --task, and nothing of --data, --mesh and --compile-cache: rename the file or folder, or "
+                f"give each of these values a sweep with another OUT"
+            )
+
+
 def sweep(cells: Sequence[Cell], progress: Callable[..., None], done: Callable[[Done], None]) -> list[Done]:
     """Runs the cells, those of a model one after another; a cell that fails leaves the others alone."""
     found: list[Done] = []
@@ -192,6 +211,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     sys.path.append(os.getcwd())  # where a user's own rules, losses and estimators lie
     try:
         cells = [cell_of(options, Path(arguments[0])) for options in grids(arguments[1:])]
+        refuse_equal_names(cells)
         if folder := cells[0].args.compile_cache:
             keep_programs(folder)
         with Interrupts() as interrupts, progress_bars(messages) as show:

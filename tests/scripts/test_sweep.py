@@ -50,6 +50,22 @@ def test_cells_are_named_after_their_options():
             sweep.cell_of(options | wrong, Path("out"))
 
 
+def test_cells_that_would_share_a_directory_are_refused(capsys):
+    common = ["--model", "tiny", "--task", "mine.jsonl"]
+    options = sweep.grids([*common, "--dtype", "float32", "int8"])
+    names = [sweep.cell_of(own, Path("out")).name for own in options]
+    assert names == [f"mine.tiny.tt-si.dtype-{dtype}.seed-0" for dtype in ("float32", "int8")]
+    for differing, told in (
+        (["--model", "a/tiny", "b/tiny.gguf"], "--model a/tiny and b/tiny.gguf"),
+        (["--task", "a/mine.jsonl", "b/mine.jsonl"], "--task a/mine.jsonl and b/mine.jsonl"),
+        (["--data", "a", "b"], "--data a and b"),
+    ):
+        assert sweep.main(["out", *common, *differing]) == 2
+        assert told in " ".join(capsys.readouterr().err.split()) and not Path("out").exists()
+    cells = [sweep.cell_of(own, Path("out")) for own in sweep.grids([*common, "--", "--seed", "0", "--", "--wave", "16"])]
+    sweep.refuse_equal_names([*cells, *cells])  # the same cell twice is one
+
+
 def test_a_cell_begins_with_its_preset():
     options = {"model": "tiny", "task": "mine.jsonl", "preset": "recommended", "adapt.lr": "1e-3"}
     config = sweep.cell_of(options, Path("out")).args.config()
