@@ -8,9 +8,11 @@ directory under OUT, named after its own options, so `ttsi-jax compare OUT/*` an
 command resumes: finished cells are read, not run. An option that takes several words gets them joined by commas
 (`--adapt.targets q,v q,k,v`); one without a value is a switch.
 
-A model is loaded once. Scores, base answers, pairs and adapted answers that cells have in common are computed once; the
-records are those of separate runs (`ttsi_jax.batching.shared`), and every cell's seconds count its whole work. A cell
-that fails is told at the end and costs the others nothing. Exit codes: 0 done; 1 a cell or an input failed; 2 bad
+A model is loaded once. Scores, base answers, pairs and adapted answers that cells have in common are computed once
+(`ttsi_jax.batching.shared`), and every cell's seconds count its whole work. The records are those of separate runs; in
+the scope `all` the cells of a model and task pad their inputs as the one does that trains longest, so figures differ in
+rounding. What is shared lies in memory: cells that finished before an interruption are not used by those after it. A
+cell that fails is told at the end and costs the others nothing. Exit codes: 0 done; 1 a cell or an input failed; 2 bad
 arguments; 130 interrupted.
 """
 
@@ -20,7 +22,7 @@ import hashlib
 import os
 import re
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from contextlib import redirect_stderr
 from dataclasses import replace
 from io import StringIO
@@ -31,6 +33,7 @@ from typing import Any, NamedTuple
 import tyro
 from rich.console import Console
 
+from ttsi_jax.batching.inputs import passes
 from ttsi_jax.batching.shared import Shared
 from ttsi_jax.checkpoints import LanguageModel, load_model
 from ttsi_jax.cli.arguments import Run, run_of
@@ -152,6 +155,7 @@ def refuse_equal_names(cells: Sequence[Cell]) -> None:
 def sweep(cells: Sequence[Cell], progress: Callable[..., None], done: Callable[[Done], None]) -> list[Done]:
     """Runs the cells, those of a model one after another; a cell that fails leaves the others alone."""
     found: list[Done] = []
+    n_passes = most_passes(cells)
     order = {key: place for place, key in enumerate(dict.fromkeys(_weights(cell) for cell in cells))}
     loaded: tuple[Any, LanguageModel | None] = None, None
     shared = Shared.between_runs()
@@ -164,7 +168,7 @@ def sweep(cells: Sequence[Cell], progress: Callable[..., None], done: Callable[[
             task = load_task(cell.args.task, data_dir=cell.args.data, limit=cell.args.limit)
             config = automatic(cell.args.config())
             how = {"out": cell.args.out, "memory": cell.args.memory, "progress": progress, "shared": shared}
-            result = run(loaded[1], task, config, **how)
+            result = run(loaded[1], task, config, **how, n_passes=n_passes[_alike(cell)])
             failed = result.summary["failed"]
             ended = Done(cell, result.summary, f"{failed} inputs failed" if failed else None)
         except Exception as error:
@@ -172,6 +176,19 @@ def sweep(cells: Sequence[Cell], progress: Callable[..., None], done: Callable[[
         found.append(ended)
         done(ended)
     return found
+
+
+def most_passes(cells: Iterable[Cell]) -> dict[Hashable, int]:
+    """By `_alike`, how often the cell that trains longest reads a prefix: all pad their inputs as it does."""
+    found: dict[Hashable, int] = {}
+    for cell in cells:
+        found[_alike(cell)] = max(found.get(_alike(cell), 1), passes(automatic(cell.args.config())))
+    return found
+
+
+def _alike(cell: Cell) -> Hashable:
+    """Equal in cells that pad alike. In the scope `suffix` every run reads a prefix once."""
+    return _weights(cell), cell.args.task, cell.args.data, cell.args.adapt.scope
 
 
 def _load(args: Run) -> LanguageModel:

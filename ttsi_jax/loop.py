@@ -76,6 +76,7 @@ def run(
     progress: Progress = lambda stage, done, known: None,
     tell: Callable[[str], None] = LOG.info,
     shared: Shared | None = None,
+    n_passes: int | None = None,
     **parts: Any,
 ) -> Result:
     """Runs a method over a task's inputs.
@@ -91,6 +92,8 @@ def run(
         progress: called with a stage's name, inputs done and inputs known of so far, after every wave.
         tell: called with what the run has decided for itself.
         shared: `Shared.between_runs()`, given to several runs that should compute once what they have in common.
+        n_passes: how often a prefix counts as read where the length buckets are chosen; by default as often as this run
+            reads it. Runs with the same number pad their inputs alike, which sharing needs.
         parts: objects in the place of those that the configuration names: `rule`, `loss`, `estimator`, `synthesizer`,
             `answerer` (see `ttsi_jax.config.Parts`). A kept run knows them by name and a hash of what they do, and
             refuses others.
@@ -112,8 +115,8 @@ def run(
             check_shapes(pair, found.rule, found.loss)
         if (parts or ":" in config.gate.estimator) and not isinstance(found.estimator, CallEstimator):
             check_estimator_shapes(found.estimator)
-        config, prefix_memory, takes = within(memory, model, task, layout, config, found, out, tell)
-        loop = Loop(model, config, progress, clock, found, shared, prefix_memory)
+        config, prefix_memory, takes = within(memory, model, task, layout, config, found, out, tell, n_passes)
+        loop = Loop(model, config, progress, clock, found, shared, prefix_memory, n_passes)
         if config.adapt.start is not None:
             described |= {"start": checksum([Path(config.adapt.start) / WEIGHTS])}
             if n_seen := sum(fingerprint_of(one) in loop.seen for one in task.usable):
@@ -168,8 +171,10 @@ class Loop:
         parts: Parts | None = None,
         shared: Shared | None = None,
         prefix_memory: float = PREFIX_MEMORY,
+        n_passes: int | None = None,
     ):
         self.model, self.config, self.progress, self.clock = model, config, progress, clock
+        self.n_passes = n_passes or passes(config)
         self.encoder = PromptEncoder(model.tokenizer)
         self.parts = parts or find_parts(config, {})
         lora, theta_0, self.seen = config.adapt.lora, BASE, seen_by(config.adapt.start)
@@ -196,7 +201,7 @@ class Loop:
                 drafts.append(draft)
             elif draft.id not in others:
                 yield draft
-        assign_shapes(drafts, self.config.wave, passes(self.config))
+        assign_shapes(drafts, self.config.wave, self.n_passes)
 
         left = [draft for draft in drafts if draft.example.id not in others]
         if self.config.adapt.reset == "example":  # else they go in the task's order, whatever their shapes

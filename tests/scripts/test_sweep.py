@@ -1,12 +1,15 @@
 """Sweeps: their cells are ordinary runs, resumed, and what they have in common is done once."""
 
 import json
+from collections import Counter
 from pathlib import Path
 
 import pytest
 
 import sweep
 from tiny_runs import EXAMPLES, untimed, write_model
+from ttsi_jax.algorithm import Algorithm
+from ttsi_jax.batching import inputs
 from ttsi_jax.batching.waves import Waves
 from ttsi_jax.cli import main
 from ttsi_jax.errors import InputError
@@ -62,7 +65,8 @@ def test_cells_that_would_share_a_directory_are_refused(capsys):
     ):
         assert sweep.main(["out", *common, *differing]) == 2
         assert told in " ".join(capsys.readouterr().err.split()) and not Path("out").exists()
-    cells = [sweep.cell_of(own, Path("out")) for own in sweep.grids([*common, "--", "--seed", "0", "--", "--wave", "16"])]
+    grid = sweep.grids([*common, "--", "--seed", "0", "--", "--wave", "16"])
+    cells = [sweep.cell_of(own, Path("out")) for own in grid]
     sweep.refuse_equal_names([*cells, *cells])  # the same cell twice is one
 
 
@@ -118,3 +122,31 @@ def test_a_sweep(arguments, monkeypatch, capsys):
         for file in Path("alone").iterdir():
             file.unlink()
     assert base and together < len(scored), "separate runs score more"
+
+
+def test_cells_in_the_scope_all_share_what_does_not_depend_on_training(arguments, monkeypatch):
+    done = Counter()
+
+    def counted(name):
+        part = getattr(Algorithm, name)
+
+        def noted(self, draft):
+            done[name, draft.example.id] += 1
+            return part(self, draft)
+
+        monkeypatch.setattr(Algorithm, name, noted)
+
+    counted("answer_with_base")
+    counted("write_pairs")
+    monkeypatch.setattr(inputs, "BUCKET_COST", 300)  # one bucket by itself for the first two cells, two for the others
+    arguments = [*arguments, "--adapt.scope", "all"]
+    grid = ["--", "--method", "base", "--", "--adapt.epochs", "1", "2", "--", "--synthesis.k", "2"]
+    assert sweep.main(["out", *arguments, *grid]) == 0
+    ids = [one.id for one in EXAMPLES[:3]]
+    assert done == Counter([("answer_with_base", id) for id in ids] + [("write_pairs", id) for id in ids] * 2)
+
+    [base] = Path("out").glob("*.base.*")
+    assert main(["run", *arguments, "--method", "base", "--out", "alone"]) == 0
+    for own, alone in zip(load_run(base).records, load_run("alone").records, strict=True):
+        assert (own.base_calls, own.pick, own.text_base) == (alone.base_calls, alone.pick, alone.text_base)
+        assert own.log_likelihoods == pytest.approx(alone.log_likelihoods, abs=1e-4)

@@ -90,7 +90,8 @@ class Shared:
         settings = dict(self.keys).get(part)
         if self.kept is None or settings is None:
             return (yield from steps(draft))
-        prompts = draft.prefix, draft.opened, draft.requests, tuple(draft.names)
+        requests = () if part == "base" else draft.requests  # which answers do not read
+        prompts = draft.prefix, draft.opened, requests, tuple(draft.names)
         key = (part, settings, draft.example.id, draft.shape, *prompts)
         if key not in self.kept:
             before = draft.record

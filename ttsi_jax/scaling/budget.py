@@ -95,6 +95,7 @@ def within(
     parts: Parts,
     out: str | PathLike[str] | None,
     tell: Callable[[str], None],
+    n_passes: int | None = None,
 ) -> tuple[RunConfig, float, dict[str, float] | None]:
     """A run's configuration with the wave and the memory of training that `memory` GiB on each device hold; how many
     GiB of prefix caches it keeps, and the formula's bytes for `environment.json`.
@@ -118,7 +119,7 @@ def within(
     encoder, length = PromptEncoder(model.tokenizer), model.config.context_length
     prepared = (prepare(one, task.name, encoder, config, length, parts.synthesizer) for one in task.examples)
     drafts = [draft for draft in prepared if isinstance(draft, Draft)]
-    found = fit(model, layout, config, parts, drafts, memory, begun)
+    found = fit(model, layout, config, parts, drafts, memory, begun, n_passes)
     tell(f"--memory {memory:g}: waves of {found.config.wave}, which take up to {found.takes} on each device")
     return found.config, found.prefix_memory, {"budget": memory * GIB, **found.takes._asdict()}
 
@@ -131,6 +132,7 @@ def fit(
     drafts: Sequence[Draft],
     memory: float,
     begun: bool = False,
+    n_passes: int | None = None,
 ) -> Fitted:
     """The largest wave with which a run over these inputs takes at most `memory` GiB on each device, and what of that
     training may take.
@@ -139,6 +141,7 @@ def fit(
 
     Args:
         begun: keeps the wave and the memory of training in `config`: those of a run that goes on.
+        n_passes: see `ttsi_jax.loop.run`.
 
     Raises:
         InputError: the memory is too little for one row on each part, or for what has begun.
@@ -148,7 +151,7 @@ def fit(
     every = [config.wave // layout.parts] if begun else [1 << power for power in range(most.bit_length())]
     for rows in every:
         wave = rows * layout.parts
-        assign_shapes(drafts, wave, passes(config))
+        assign_shapes(drafts, wave, n_passes or passes(config))
         now = _fitted(base, replace(config, wave=wave), parts, drafts, rows, memory * GIB, begun)
         if now.takes.total > memory * GIB:
             if found is None:
