@@ -144,6 +144,7 @@ def test_descriptions_of_absent_tasks(tmp_path):
     assert toolalpaca.known().startswith(
         "20 need several calls, 38 have one candidate, 40 cannot be matched, 5 have loose types; 34"
     )
+    assert infos["nexusraven"].licence.startswith("CC-BY-NC-4.0") and "no commercial use" in infos["nexusraven"].known()
     assert infos["apibank-l2"].n_inputs is None and infos["nexusraven"].n_inputs == 318
     assert all(info.licence and info.source for info in infos.values())
 

@@ -57,7 +57,9 @@ _HAMMER = {
         remarks="34 right calls hold keys that the prompt does not, 6 name functions that are not listed",
         any_number=True,
     ),
-    "nexusraven": Published(318, None, "see the source", file="NexusRaven.json", remarks="long tool lists"),
+    "nexusraven": Published(
+        318, None, "CC-BY-NC-4.0 (repository)", file="NexusRaven.json", remarks="long tool lists; no commercial use"
+    ),
 }
 _BFCL = {  # of bfcl-eval 2026.3.23
     "simple_python": Published(400, Faults(one_candidate=400)),
