@@ -44,6 +44,7 @@ class Options:
 
 def records(options: Options):  # noqa: ANN201
     from runs.synthetic import run
+    from ttsi_jax.runs.functions import Listed
     from ttsi_jax.runs.groups import Run, load_run
     from ttsi_jax.runs.summary import summarise
 
@@ -52,7 +53,10 @@ def records(options: Options):  # noqa: ANN201
     config, own, _, functions = load_run(options.like)
     repeated = [replace(own[i % len(own)], id=f"{own[i % len(own)].id}, {i}") for i in range(options.inputs)]
     ids = {one.id: [each.id for each in repeated[place :: len(own)]] for place, one in enumerate(own)}
-    functions = [{**one, "inputs": [new for id in one["inputs"] for new in ids.get(id, ())]} for one in functions]
+    functions = [
+        Listed(functions=one["functions"], inputs=[new for id in one["inputs"] for new in ids.get(id, ())])
+        for one in functions
+    ]
     return Run(config, repeated, summarise(repeated), functions)
 
 
