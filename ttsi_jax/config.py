@@ -27,6 +27,7 @@ from ttsi_jax.synthesis import (
     PairSource,
     SynthesisConfig,
     TeacherConfig,
+    check_key,
     check_sources,
     find_source,
 )
@@ -154,6 +155,7 @@ def check(config: RunConfig) -> None:
     Raises:
         InputError: naming the option, its value and what it may be.
     """
+    check_key(config.teacher.key)
     for name, value, words in choices(config):
         if value not in words:
             raise InputError(f"--{name} is {value!r}; it must be one of {', '.join(words)}")

@@ -48,6 +48,7 @@ def test_cells_are_named_after_their_options():
         {"wave": "0"},
         {"nonsense": "1"},
         {"wave": "4", "memory": "1"},
+        {"teacher.key": "sk-1"},
     ):
         with pytest.raises(InputError):
             sweep.cell_of(options | wrong, Path("out"))

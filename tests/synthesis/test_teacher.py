@@ -9,6 +9,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 
 from tiny_runs import EXAMPLES, TASK, settings, task_of, tiny_model, untimed
+from ttsi_jax.config import check
 from ttsi_jax.errors import InputError
 from ttsi_jax.loop import run
 from ttsi_jax.runs.groups import load_runs
@@ -187,6 +188,49 @@ def test_what_cannot_pass_is_not_tried_again(answer, said):
     with serving(answer) as server:
         pair, waits = ask(server)
     assert pair.reason.startswith(said) and waits == [] and pair.last and len(server.asked) == 1
+
+
+ODD = "sk/a-é.1"
+CODES = "".join(f"\\u{ord(char):04X}" for char in ODD)
+
+
+@pytest.mark.parametrize("said", [ODD, r"sk\/a-\u00e9.1", CODES, CODES.replace("\\", "\\\\")])
+def test_a_key_is_found_however_it_is_escaped(monkeypatch, said):
+    monkeypatch.setenv("OPENAI_API_KEY", ODD)
+    pair = PAIR.replace("Di", said)
+    body = completion(pair).replace(b"/", rb"\/")
+    refused, failed = says(completion("", refusal=f"not with {said}")), says(f'{{"error": "{said}!"}}'.encode(), 403)
+    for answer, expected in ((says(body), "Greet [key]"), (refused, "not with [key]"), (failed, '{"error": "[key]!"}')):
+        with serving(answer) as server:
+            found, _ = ask(server, retries=0)
+        assert (found.query or found.reason).endswith(expected) and ODD not in str(found.record())
+    assert Teacher(TeacherConfig(url="http://x", model="big"))._hidden("SK/A-É.1") == "SK/A-É.1"
+
+
+def test_a_key_that_stands_in_json_by_chance_breaks_nothing(monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", "1")
+    with serving(GOOD) as server:
+        pair, _ = ask(server)
+    assert pair.query == "Greet Di" and pair.usage["prompt_tokens"] == 1000
+
+
+@pytest.mark.parametrize("method", ["tt-d", "base"])
+def test_a_key_in_the_place_of_its_variable_is_refused_before_anything_is_written(tmp_path, method):
+    config = settings(method=method, teacher=TeacherConfig(url="http://x", model="big", key=KEY))
+    with pytest.raises(InputError, match=r"--teacher\.key names no environment variable that is set") as caught:
+        run(tiny_model(), TASK, config, out=tmp_path / "run")
+    assert KEY not in str(caught.value) and list(tmp_path.iterdir()) == []
+
+
+def test_a_key_may_lie_in_another_variable_and_the_usual_one_may_be_unset(monkeypatch):
+    monkeypatch.setenv("MINE", "sk-mine")
+    check(settings(teacher=TeacherConfig(key="MINE")))
+    with serving(GOOD) as server:
+        ask(server, key="MINE")
+        monkeypatch.delenv("OPENAI_API_KEY")
+        check(settings())
+        ask(server)
+    assert [headers.get("Authorization") for headers in server.headers] == ["Bearer sk-mine", None]
 
 
 def test_the_key_goes_nowhere_else():

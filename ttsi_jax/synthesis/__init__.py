@@ -12,7 +12,7 @@ from pathlib import Path
 from ttsi_jax.errors import InputError
 from ttsi_jax.synthesis.pairs import PairSource, SynthesisConfig, Synthesizer, Synthetic
 from ttsi_jax.synthesis.recorded import read_pairs, recorded
-from ttsi_jax.synthesis.teacher import Teacher, TeacherConfig
+from ttsi_jax.synthesis.teacher import Teacher, TeacherConfig, check_key
 from ttsi_jax.synthesis.training import from_training
 from ttsi_jax.synthesis.written import REQUEST, SYNTHESIZERS, read_pair, read_request
 from ttsi_jax.tasks import load_task
@@ -26,6 +26,7 @@ __all__ = [
     "Synthetic",
     "Teacher",
     "TeacherConfig",
+    "check_key",
     "check_sources",
     "find_source",
     "read_pair",

@@ -4,13 +4,15 @@
 
 What can pass is tried again: no connection, no answer in time, a busy or failing server, an answer that is none. What
 cannot is not. In the end there is a pair or a reason, never an exception. The key comes from the environment, goes into
-one header, and is taken out of whatever the server says; redirects, which could carry it elsewhere, are not followed.
+one header, and is taken out of what is kept of the server's words; redirects, which could carry it elsewhere, are not
+followed.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import re
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -39,7 +41,7 @@ class TeacherConfig:
     Attributes:
         url: where its API is, such as `https://api.openai.com/v1`; `/chat/completions` is added.
         model: its name there.
-        key: the environment variable that holds the key; none is sent where it is not set.
+        key: the environment variable that holds the key; none is sent where the default one is not set.
         timeout: seconds that an answer may take, all of it.
         retries: further tries where one fails in a way that can pass.
         in_flight: requests at the same time.
@@ -55,6 +57,19 @@ class TeacherConfig:
     in_flight: int = 8
     price_in: float = 0.0
     price_out: float = 0.0
+
+
+def check_key(name: str) -> None:
+    """Refuses a name that stands for no variable: it may be the key itself, and settings are written down.
+
+    Raises:
+        InputError: which does not show what was given.
+    """
+    if name != TeacherConfig.key and name not in os.environ:
+        raise InputError(
+            "--teacher.key names no environment variable that is set (it is not shown here, in case it is the key "
+            "itself); put the key into a variable and give that one's name"
+        )
 
 
 class _Passing(Exception):
@@ -114,7 +129,7 @@ class Teacher:
         """What the teacher writes; adds to `usage`."""
         body = self._post(json.dumps(question).encode())
         try:
-            answer = json.loads(body)
+            answer = json.loads(body.decode(errors="replace"))
             message = answer["choices"][0]["message"]
             text, refusal = message.get("content"), message.get("refusal")
         except (ValueError, RecursionError, LookupError, TypeError, AttributeError):
@@ -125,24 +140,33 @@ class Teacher:
                 usage[name] += n
                 usage["cost"] += n * price / 1e6
         if not isinstance(text, str) or not text.strip():
-            said = f": {str(refusal)[:MAX_REASON]}" if refusal else ""
+            said = f": {self._hidden(str(refusal))[:MAX_REASON]}" if refusal else ""
             raise _Passing(f"it refused, or wrote nothing{said}")
-        return text
+        return self._hidden(text)
 
-    def _post(self, content: bytes) -> str:
-        """The body of the answer, without the key."""
-        key, deadline = os.environ.get(self.config.key, "").strip(), time.monotonic() + self.config.timeout
+    @property
+    def _key(self) -> str:
+        return os.environ.get(self.config.key, "").strip()
+
+    def _hidden(self, said: str) -> str:
+        """A text without the key, also where its characters are escaped, as in JSON within JSON."""
+        forms = (rf"(?:\\{{0,8}}{re.escape(char)}|\\{{1,8}}(?:u00|x)(?i:{ord(char):02x}))" for char in self._key)
+        return re.sub("".join(forms), "[key]", said) if self._key else said
+
+    def _post(self, content: bytes) -> bytes:
+        """The body of the answer."""
+        deadline = time.monotonic() + self.config.timeout
         headers = {"Content-Type": "application/json", "Accept": "application/json"}
-        if key:
-            headers["Authorization"] = f"Bearer {key}"
-        hidden: Callable[[bytes], str] = lambda said: said.decode(errors="replace").replace(key or "\0", "[key]")  # noqa: E731
+        if self._key:
+            headers["Authorization"] = f"Bearer {self._key}"
         try:
             request = Request(self._url, content, headers, method="POST")
             with self._opener.open(request, timeout=self.config.timeout) as response:
-                return hidden(_read_all(response, deadline))
+                return _read_all(response, deadline)
         except HTTPError as error:
             with error:
-                said = " ".join(hidden(_error_text(error, deadline)).split())[:MAX_REASON]
+                said = self._hidden(_error_text(error, deadline).decode(errors="replace"))
+            said = " ".join(said.split())[:MAX_REASON]
             if error.code in PASSING:
                 raise _Passing(f"HTTP {error.code}: {said}", _wait(error.headers.get("Retry-After"))) from None
             raise _Lasting(f"HTTP {error.code}: {said}") from None
@@ -154,7 +178,7 @@ class Teacher:
             reason = getattr(error, "reason", error)
             if isinstance(reason, TimeoutError):
                 raise _Passing(f"no answer within {self.config.timeout:g} s") from None
-            raise _Passing(f"no connection: {hidden(str(reason).encode())[:MAX_REASON]}") from None
+            raise _Passing(f"no connection: {self._hidden(str(reason))[:MAX_REASON]}") from None
 
 
 def _read_all(response: Any, deadline: float) -> bytes:
