@@ -84,6 +84,17 @@ def test_a_run_answers_with_it_and_says_where_it_is_an_upper_bound(tmp_path):
         run(MODEL, mixed, start)
 
 
+def test_no_adapter_is_ever_without_its_list(tmp_path, monkeypatch):
+    def killed(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    trained, config = tuned(epochs=1)
+    monkeypatch.setattr("ttsi_jax.batching.supervised.save_peft", killed)
+    with pytest.raises(KeyboardInterrupt):
+        save(trained, tmp_path / "sft", MODEL, config)
+    assert [file.name for file in (tmp_path / "sft").iterdir()] == ["trained_on.json"]
+
+
 def test_the_command(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("ttsi_jax.checkpoints.load_model", lambda name, dtype: MODEL)
     file = tmp_path / "train.jsonl"

@@ -58,9 +58,10 @@ def test_where_nothing_is_labelled_or_no_call_is_right_nothing_is_unmatchable():
 def test_duplicates_have_the_conversation_and_the_functions_of_another():
     first = asked()
     assert fingerprint(first) == fingerprint(replace(first, id="b", gold=None, tools=(LOGIN, RAIN)))
+    system = replace(first, messages=({"role": "system", "content": "Be brief."}, *first.messages))
     said = ({"role": "user", "content": "Hm"}, {"role": "assistant", "content": "Yes?"}, *first.messages)
-    others = [replace(first, messages=said), replace(first, tools=(RAIN,)), asked(tools=(tool("rain"), LOGIN))]
-    assert len({fingerprint(example) for example in (first, *others)}) == 4
+    others = [system, replace(first, messages=said), replace(first, tools=(RAIN,)), asked(tools=(tool("rain"), LOGIN))]
+    assert len({fingerprint(example) for example in (first, *others)}) == 5
 
 
 def test_counts():

@@ -16,7 +16,9 @@ from ttsi_jax.tasks import (
     tool_correct,
     unmatchable,
 )
-from ttsi_jax.tasks.published import ANY_NUMBER, PUBLISHED
+from ttsi_jax.tasks.faults import fingerprint
+from ttsi_jax.tasks.prompts import ANY_NUMBER
+from ttsi_jax.tasks.published import PUBLISHED
 
 from .data import HAMMER, LINE, SHARED, has_bfcl, needs_bfcl, needs_shared
 
@@ -123,6 +125,13 @@ def test_where_several_calls_or_none_may_be_right_every_input_is_told():
         task = load_task(name, data_dir=HAMMER)
         told = any(message["content"] == ANY_NUMBER for message in task.usable[0].messages)
         assert told or name.endswith(".jsonl") or all(len(example.gold) == 1 for example in task.usable)
+
+
+def test_an_input_is_the_same_by_its_tasks_name_and_by_its_file(tmp_path):
+    file = tmp_path / "toolalpaca.json"
+    file.write_text(json.dumps([ENTRY]))
+    [named], [filed] = (load_task(name, data_dir=tmp_path).examples for name in ("toolalpaca", str(file)))
+    assert named.messages != filed.messages and fingerprint(named) == fingerprint(filed)
 
 
 def test_a_task_without_a_usable_example(tmp_path):

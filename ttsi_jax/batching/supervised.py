@@ -98,9 +98,10 @@ def fine_tune(
 def save(trained: Trained, out: Path, model: LanguageModel, config: AdaptConfig) -> None:
     """Writes what `--adapt.start` takes, with the losses and what it was trained on."""
     lora = config.lora
-    save_peft(out, trained.adapter, model.config, rank=lora.rank, alpha=lora.scale * lora.rank, base=model.name)
     seen = {"fingerprints": sorted({fingerprint(one) for one in trained.used}), "losses": trained.losses}
-    (out / SEEN).write_text(json.dumps(seen) + "\n", encoding="utf-8")
+    out.mkdir(parents=True, exist_ok=True)
+    (out / SEEN).write_text(json.dumps(seen) + "\n", encoding="utf-8")  # first: no adapter is ever without it
+    save_peft(out, trained.adapter, model.config, rank=lora.rank, alpha=lora.scale * lora.rank, base=model.name)
 
 
 def _sequence(example: Example, encoder: PromptEncoder, model: LanguageModel) -> tuple[Ids, Pair] | None:

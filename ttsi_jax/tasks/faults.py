@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 from ttsi_jax.tasks.example import Call, Example, GoldCall
+from ttsi_jax.tasks.prompts import own_turns
 from ttsi_jax.tasks.schema import check_call
 
 _CREDENTIAL = re.compile(
@@ -49,9 +50,12 @@ def count_faults(examples: Iterable[Example]) -> Faults:
 
 
 def fingerprint(example: Example) -> str:
-    """A short hash of the conversation and the functions, in whichever order: duplicates have the same one."""
+    """A short hash of the conversation and the functions, in whichever order: duplicates have the same one.
+
+    What the library adds to a task that is loaded by its name does not count: by its file the input is the same.
+    """
     tools = sorted((tool.name, tool.description, json.dumps(tool.parameters)) for tool in example.tools)
-    return hashlib.sha256(json.dumps([example.messages, tools]).encode()).hexdigest()[:16]
+    return hashlib.sha256(json.dumps([own_turns(example), tools]).encode()).hexdigest()[:16]
 
 
 def unmatchable(example: Example) -> str | None:

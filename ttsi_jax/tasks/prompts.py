@@ -23,6 +23,8 @@ SYSTEM = """You are a function-calling assistant. Answer each request with a cal
 
 Reply with one JSON object and nothing else: {{"name": "<function name>", "arguments": {{"<argument>": <value>}}}}"""
 
+ANY_NUMBER = "Where a request needs several calls, reply with a JSON list of them; where no function fits, with []."
+
 NEW_REQUEST = "Write different requests for the same function, each with other words, names, numbers and places."
 NAMED = " The function is {function}."
 REQUEST_OPENING = "Request 1: {query}\nRequest 2:"  # the model continues a list: a small one copies a bare seed
@@ -97,6 +99,11 @@ def synthesis_messages(example: Example, instruction: str) -> Messages:
 def naming(instruction: str, tool: Tool) -> str:
     """An instruction to write pairs, for one function."""
     return instruction + NAMED.format(function=tool.name.replace("{", "{{").replace("}", "}}"))
+
+
+def own_turns(example: Example) -> Messages:
+    """The input's turns as its file has them, without the library's word on how many calls may be right."""
+    return [turn for turn in example.messages if (turn["role"], turn["content"]) != ("system", ANY_NUMBER)]
 
 
 def asked(example: Example) -> str:

@@ -17,7 +17,7 @@ class Published:
         sha256: of that file at the commit that `fetch` takes; None where it was not at hand.
         remarks: what else is known of the data, or "".
         any_number: whether several calls, or none, may be right. The library's instructions ask for one, so every
-            input is then told so (`ANY_NUMBER`).
+            input is then told so (`ttsi_jax.tasks.prompts.ANY_NUMBER`).
     """
 
     n_inputs: int | None
@@ -29,7 +29,6 @@ class Published:
     any_number: bool = False
 
 
-ANY_NUMBER = "Where a request needs several calls, reply with a JSON list of them; where no function fits, with []."
 BFCL = "bfcl:"
 _YEAR = 'the prompts lack the line "The current year is 2023."'
 

@@ -13,7 +13,8 @@ from ttsi_jax.tasks.example import Example, Task
 from ttsi_jax.tasks.faults import Faults, count_faults
 from ttsi_jax.tasks.hammer import load_hammer
 from ttsi_jax.tasks.jsonl import load_jsonl
-from ttsi_jax.tasks.published import ANY_NUMBER, BFCL, PUBLISHED, Published
+from ttsi_jax.tasks.prompts import ANY_NUMBER
+from ttsi_jax.tasks.published import BFCL, PUBLISHED, Published
 
 TASK_NAMES = tuple(PUBLISHED)
 _FAULTS = {
