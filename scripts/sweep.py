@@ -120,7 +120,7 @@ def cell_of(options: Options, out: Path) -> Cell:
         raise InputError(f"{' '.join(argv)} is refused:\n{told.getvalue()}") from None
     config = automatic(args.config())
     check(config)
-    find_parts(config, {})
+    find_parts(config, {}, args.data)
     if args.mesh is not None:
         make_mesh(args.mesh, config.wave if args.memory is None else None)
     words = [args.task, args.model.rstrip("/").removesuffix(".gguf"), args.method]
@@ -152,7 +152,12 @@ def refuse_equal_names(cells: Sequence[Cell]) -> None:
             )
 
 
-def sweep(cells: Sequence[Cell], progress: Callable[..., None], done: Callable[[Done], None]) -> list[Done]:
+def sweep(
+    cells: Sequence[Cell],
+    progress: Callable[..., None],
+    done: Callable[[Done], None],
+    tell: Callable[[str], None],
+) -> list[Done]:
     """Runs the cells, those of a model one after another; a cell that fails leaves the others alone."""
     found: list[Done] = []
     n_passes = most_passes(cells)
@@ -166,9 +171,11 @@ def sweep(cells: Sequence[Cell], progress: Callable[..., None], done: Callable[[
                 loaded, shared = (_weights(cell), _load(cell.args)), Shared.between_runs()
             assert loaded[1] is not None
             task = load_task(cell.args.task, data_dir=cell.args.data, limit=cell.args.limit)
-            config = automatic(cell.args.config())
-            how = {"out": cell.args.out, "memory": cell.args.memory, "progress": progress, "shared": shared}
-            result = run(loaded[1], task, config, **how, n_passes=n_passes[_alike(cell)])
+            for problem in task.problems:
+                tell(f"cannot be used: {problem}")
+            config, args = automatic(cell.args.config()), cell.args
+            how = {"out": args.out, "memory": args.memory, "data": args.data, "progress": progress, "tell": tell}
+            result = run(loaded[1], task, config, shared=shared, n_passes=n_passes[_alike(cell)], **how)
             failed = result.summary["failed"]
             ended = Done(cell, result.summary, f"{failed} inputs failed" if failed else None)
         except Exception as error:
@@ -238,14 +245,20 @@ def main(argv: Sequence[str] | None = None) -> int:
                 show(stage, done, known)
 
             finished: list[str] = []
+            told: set[str] = set()
+
+            def tell(text: str) -> None:
+                if text not in told:  # cells have their tasks in common
+                    told.add(text)
+                    messages.print(shown(text), soft_wrap=True)
 
             def done(ended: Done) -> None:
                 finished.append(ended.cell.name)
-                told = f": {ended.error}" if ended.error else ""
-                messages.print(shown(f"{len(finished)} of {len(cells)}: {ended.cell.name}{told}"), soft_wrap=True)
+                why = f": {ended.error}" if ended.error else ""
+                messages.print(shown(f"{len(finished)} of {len(cells)}: {ended.cell.name}{why}"), soft_wrap=True)
                 show("cells", len(finished), len(cells))
 
-            found = sweep(cells, progress, done)
+            found = sweep(cells, progress, done, tell)
     except (InputError, ModelFileError) as error:
         messages.print(shown(f"error: {error}"), soft_wrap=True)
         return 2

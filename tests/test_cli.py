@@ -118,6 +118,16 @@ def test_broken_lines_fail_by_their_numbers_and_the_rest_runs(model, capsys):
         assert (summary["n"], summary["failed"]) == (4, 2)
 
 
+def test_data_is_where_a_named_training_file_lies_too(model, capsys):
+    entry = json.loads(line(EXAMPLES[0]))
+    Path("elsewhere").mkdir()
+    Path("elsewhere/sealtool.json").write_text(json.dumps([entry | {"query": "2 and 3", "answers": entry["calls"]}]))
+    icl = ("--method", "icl", "--synthesis.file", "sealtools", "--limit", "1", "--out", "icl")
+    assert run(model, *icl) == 2 and "another folder: --data" in one_line(capsys.readouterr().err)
+    assert run(model, *icl, "--data", "elsewhere") == 0
+    assert json.loads(lines("icl")[0])["synthetic"][0]["origin"] == "sealtools-0"
+
+
 def test_unmatchable_right_calls_are_counted_and_can_be_left_out(model, capsys):
     hidden = json.loads(line(EXAMPLES[0])) | {"id": "hidden", "calls": [{"name": "nowhere", "arguments": {}}]}
     with open("mine.jsonl", "a") as file:

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -186,6 +187,30 @@ def test_training_on_the_nearest_examples(shelf):
     assert found[0].adapted and found[0].synthetic[0]["origin"] == "train-0" and len(found[0].losses) == 3
 
 
+def test_a_training_file_by_its_tasks_name_lies_where_the_data_is(tmp_path, monkeypatch):
+    monkeypatch.delenv("TTSI_DATA", raising=False)
+    monkeypatch.chdir(tmp_path)
+    tools = [{"name": tool.name, "parameters": tool.parameters} for tool in (ADD, GREET)]
+    entry = {"query": "Greet Al", "tools": tools, "answers": [{"name": "greet", "arguments": {"name": "Al"}}]}
+    data = tmp_path / "elsewhere"
+    data.mkdir()
+    (data / "sealtool.json").write_text(json.dumps([entry]))
+    config = settings(**synthesis(source="training", file="sealtools"))
+    [found] = run(MODEL, task_of(EXAMPLES[1]), config, data=data).records
+    assert found.synthetic[0]["origin"] == "sealtools-0"
+    with pytest.raises(InputError, match="another folder: --data"):
+        run(MODEL, task_of(EXAMPLES[1]), config)
+
+
+def test_what_is_to_be_known_of_a_training_file_is_told(shelf):
+    with open(shelf, "a") as file:
+        file.write("\n{")
+    told = []
+    run(MODEL, task_of(EXAMPLES[1]), settings(**synthesis(source="training", file=shelf)), tell=told.append)
+    [note] = told
+    assert note.startswith("cannot be used: train.jsonl:5: not valid JSON")
+
+
 # Pairs that were recorded.
 
 
@@ -200,6 +225,34 @@ def test_a_run_only_writes_pairs_and_another_learns_from_them(tmp_path, usual):
         np.testing.assert_allclose(own.losses, theirs.losses, rtol=1e-5)
         assert own.calls == theirs.calls
     assert list(read_records(tmp_path / "learned/records.jsonl")[0].values()) == learned
+
+
+def test_an_unfinished_source_is_told(tmp_path):
+    written, told = tmp_path / "written", []
+    run(MODEL, FOUR, settings(method="pairs"), out=written)
+    config = settings(method="tt-d", **synthesis(source="recorded", file=str(written)))
+    run(MODEL, FOUR, config, tell=told.append)
+    assert told == []
+    (written / "summary.json").unlink()
+    lines = (written / "records.jsonl").read_text().splitlines(keepends=True)
+    (written / "records.jsonl").write_text("".join(lines[:3]))
+    run(MODEL, FOUR, config, tell=told.append)
+    assert told == [f"--synthesis.file {written}: an unfinished run, with 3 inputs so far; others get no pairs"]
+
+
+def test_a_run_is_not_resumed_with_other_pairs(tmp_path, shelf):
+    pair = {"id": "two", "query": "Greet Di", "calls": [{"name": "greet", "arguments": {"name": "Di"}}]}
+    pairs = tmp_path / "pairs.jsonl"
+    pairs.write_text(json.dumps(pair))
+    task, changed = task_of(EXAMPLES[1]), json.dumps(pair | {"query": "Greet Ed"})
+    for source, file, new in (("recorded", pairs, changed), ("training", Path(shelf), as_line(SHELF[0]))):
+        config, out = settings(**synthesis(source=source, file=str(file))), tmp_path / source
+        found = run(MODEL, task, config, out=out).records
+        file.write_text(file.read_text() + "\n")
+        assert run(MODEL, task, config, out=out).records == found, "a line end is no other pair"
+        file.write_text(new)
+        with pytest.raises(InputError, match=r'holds a run with other settings:\n  pairs: "\w+" there, "\w+" now\n'):
+            run(MODEL, task, config, out=out)
 
 
 def test_pairs_from_a_file(tmp_path):

@@ -8,6 +8,7 @@ import importlib.util
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
+from os import PathLike
 from typing import Any, Literal, NamedTuple
 
 from ttsi_jax.adaptation import AdaptConfig
@@ -128,8 +129,13 @@ _PARTS: dict[str, tuple[str, str, Mapping[str, Any], str]] = {  # part -> its se
 }
 
 
-def find_parts(config: RunConfig, given: Mapping[str, Any]) -> Parts:
+def find_parts(config: RunConfig, given: Mapping[str, Any], data: str | PathLike[str] | None = None) -> Parts:
     """The objects that a configuration names, or those given in their place.
+
+    Args:
+        config: the configuration.
+        given: objects by the names of `Parts`.
+        data: the folder of the files of a task that `synthesis.file` names; see `load_task`.
 
     Raises:
         InputError: a name that stands for nothing, or an object that is not what it should be.
@@ -138,7 +144,7 @@ def find_parts(config: RunConfig, given: Mapping[str, Any]) -> Parts:
     for part, (step, setting, known, kind) in _PARTS.items():
         name = config.synthesis_form if part == "synthesizer" else getattr(getattr(config, step), setting)
         if part == "synthesizer" and part not in given and config.source != "self":
-            found[part] = find_source(config.source, config.synthesis, config.teacher, config.seed)
+            found[part] = find_source(config.source, config.synthesis, config.teacher, config.seed, data)
         else:
             found[part] = given[part] if part in given else resolve(name, known, kind)
     if not isinstance(found["rule"], UpdateRule):

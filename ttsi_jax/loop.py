@@ -46,7 +46,7 @@ from ttsi_jax.runs.summary import summarise
 from ttsi_jax.scaling.budget import within
 from ttsi_jax.scaling.hosts import by_the_first, check_job, open_run, told_pairs
 from ttsi_jax.scaling.mesh import Layout, mesh_of
-from ttsi_jax.synthesis.pairs import write_all
+from ttsi_jax.synthesis.pairs import Collection, write_all
 from ttsi_jax.synthesis.training import seen_by
 from ttsi_jax.tasks import Task
 from ttsi_jax.tasks.faults import fingerprint as fingerprint_of
@@ -73,6 +73,7 @@ def run(
     out: str | PathLike[str] | None = None,
     shard: Shard | None = None,
     memory: float | None = None,
+    data: str | PathLike[str] | None = None,
     progress: Progress = lambda stage, done, known: None,
     tell: Callable[[str], None] = LOG.info,
     shared: Shared | None = None,
@@ -89,8 +90,9 @@ def run(
         out: a directory to keep the run in; the same call resumes it. None keeps nothing.
         shard: takes only this part of the inputs; `ttsi_jax.runs.shards.merge` joins the parts.
         memory: GiB that the run may take on each device: it decides the wave, see `ttsi_jax.scaling.budget.within`.
+        data: the folder of the files of a task that `synthesis.file` names; see `load_task`.
         progress: called with a stage's name, inputs done and inputs known of so far, after every wave.
-        tell: called with what the run has decided for itself.
+        tell: called with what the run has decided for itself, and what is to be known of pairs that are there already.
         shared: `Shared.between_runs()`, given to several runs that should compute once what they have in common.
         n_passes: how often a prefix counts as read where the length buckets are chosen; by default as often as this run
             reads it. Runs with the same number pad their inputs alike, which sharing needs.
@@ -109,7 +111,11 @@ def run(
     described = weights | {"task": task.name, "inputs": task.fingerprint}
     layout = Layout(model.config, mesh_of(model.params))
     with CompileClock() as clock, layout.current():
-        found = find_parts(config, parts)
+        found = find_parts(config, parts, data)
+        if isinstance(found.synthesizer, Collection):
+            described |= {"pairs": found.synthesizer.checksum}
+            for note in found.synthesizer.notes:
+                tell(note)
         if parts or ":" in config.adapt.rule + config.adapt.loss:  # not the library's own: explain before anything runs
             pair = f"update rule '{config.adapt.rule}' with loss '{config.adapt.loss}'"
             check_shapes(pair, found.rule, found.loss)

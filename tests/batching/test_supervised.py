@@ -107,3 +107,8 @@ def test_the_command(tmp_path, monkeypatch, capsys):
     assert "adapter: " in out and "trained on 1 of 1 examples" in err
     assert (tmp_path / "sft/adapter_model.safetensors").exists()
     assert main(argv) == 2 and "is not empty" in capsys.readouterr().err
+    file.write_text(f"{json.dumps(line)}\n{{")
+    assert main([*argv[:-3], str(tmp_path / "rest"), *argv[-2:]]) == 1
+    out, err = capsys.readouterr()
+    assert "cannot be used: train.jsonl:2: not valid JSON" in err and "trained on 1 of 2 examples" in err
+    assert "adapter: " in out and (tmp_path / "rest/adapter_model.safetensors").exists()

@@ -90,6 +90,20 @@ def arguments(tmp_path, monkeypatch):
     return ["--model", "tiny", "--task", "mine.jsonl", *SETTINGS]
 
 
+def test_lines_that_cannot_be_used_are_named_once(arguments, capsys):
+    with open("mine.jsonl", "a") as file:
+        file.write("\n{")
+    pairs = ["--synthesis.source", "training", "--synthesis.file", "shelf.jsonl"]
+    good = {"query": "Hi", "tools": [{"name": "f"}], "calls": [{"name": "f", "arguments": {}}]}
+    Path("shelf.jsonl").write_text(f"{{\n{json.dumps(good)}")
+    grid = ["--method", "tt-icl", "--limit", "1", "--seed", "0", "1", *pairs]
+    assert sweep.main(["out", *arguments, *grid]) == 0
+    err = capsys.readouterr().err
+    assert err.count("cannot be used: shelf.jsonl:1: not valid JSON") == 1
+    assert sweep.main(["out", *arguments, "--method", "base", "--seed", "0", "1"]) == 1, "its cells have a failed input"
+    assert capsys.readouterr().err.count("cannot be used: mine.jsonl:4: not valid JSON") == 1
+
+
 def test_a_sweep(arguments, monkeypatch, capsys):
     grid = ["--", "--method", "base", "--", "--adapt.lr", "3e-2", "1e-2", "--", "--adapt.rule", "nowhere:rule"]
     with pytest.raises(InputError, match="nowhere"):

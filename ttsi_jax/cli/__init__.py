@@ -19,6 +19,7 @@ from ttsi_jax.cli.watched import watch
 from ttsi_jax.errors import InputError, ModelFileError
 from ttsi_jax.runs.signals import Interrupts
 from ttsi_jax.runs.table import shown
+from ttsi_jax.tasks import Task
 
 output, messages = Console(), Console(stderr=True)
 
@@ -37,7 +38,7 @@ def run(args: Run) -> int:
 
     config, directory = automatic(args.config()), args.directory()
     check(config)
-    find_parts(config, {})  # a wrong name ends it before anything is loaded
+    find_parts(config, {}, args.data)  # a wrong name ends it before anything is loaded
     shard = None if args.shard is None else parse_shard(args.shard)
     if args.hosts is not None:
         join(args.hosts)
@@ -48,8 +49,7 @@ def run(args: Run) -> int:
     if args.compile_cache is not None:
         keep_programs(args.compile_cache)
     task = load_task(args.task, data_dir=args.data, limit=args.limit)
-    for problem in task.problems:
-        _say(f"cannot be used: {problem}")
+    _name_problems(task)
     n_own = f"{len(part_of(task, shard).examples)} of " if shard else ""
     _say(f"{n_own}{len(task.examples)} inputs of {task.name}; loading {args.model}")
     model = load_model(args.model, dtype=args.dtype, mesh=mesh)
@@ -65,7 +65,7 @@ def run(args: Run) -> int:
                 interrupts.check()
                 show(stage, done, known)
 
-            how = {"shard": shard, "memory": args.memory, "progress": progress, "tell": _say}
+            how = {"shard": shard, "memory": args.memory, "data": args.data, "progress": progress, "tell": _say}
             result = run_task(model, task, config, out=directory, **how)
     except KeyboardInterrupt:
         _say(f"interrupted; {resume}")
@@ -132,6 +132,7 @@ def sft(args: Sft) -> int:
     if args.out.exists() and any(args.out.iterdir()):
         raise InputError(f"{args.out}: is not empty; choose another directory")
     task = load_task(args.task, data_dir=args.data, limit=args.limit)
+    _name_problems(task)
     model = load_model(args.model, dtype=args.dtype)
     with progress_bars(messages) as show:
         trained = fine_tune(
@@ -141,7 +142,7 @@ def sft(args: Sft) -> int:
     _say(f"trained on {len(trained.used)} of {len(task.examples)} examples: those with one right call that fit")
     _say(f"loss {trained.losses[0]:.3f} before the first step, {trained.losses[-1]:.3f} before the last")
     output.print(shown(f"adapter: {args.out}"), soft_wrap=True)
-    return DONE
+    return SOME_FAILED if task.problems else DONE
 
 
 def compare(args: Compare) -> int:
@@ -227,6 +228,12 @@ def main(argv: list[str] | None = None, watched: bool = False) -> int:
     except KeyboardInterrupt:
         _say("interrupted")
         return INTERRUPTED
+
+
+def _name_problems(task: Task) -> None:
+    """Names the lines or entries of a task's file that cannot be used."""
+    for problem in task.problems:
+        _say(f"cannot be used: {problem}")
 
 
 def _write(path: Path, text: str) -> None:

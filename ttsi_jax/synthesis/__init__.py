@@ -7,10 +7,11 @@ before (`recorded`), or they are labelled examples (`training`). Every pair is c
 before it is learned from, and what was dropped is kept with its reason.
 """
 
+from os import PathLike
 from pathlib import Path
 
 from ttsi_jax.errors import InputError
-from ttsi_jax.synthesis.pairs import PairSource, SynthesisConfig, Synthesizer, Synthetic
+from ttsi_jax.synthesis.pairs import Collection, PairSource, SynthesisConfig, Synthesizer, Synthetic
 from ttsi_jax.synthesis.recorded import read_pairs, recorded
 from ttsi_jax.synthesis.teacher import Teacher, TeacherConfig, check_key
 from ttsi_jax.synthesis.training import from_training
@@ -20,6 +21,7 @@ from ttsi_jax.tasks import load_task
 __all__ = [
     "REQUEST",
     "SYNTHESIZERS",
+    "Collection",
     "PairSource",
     "SynthesisConfig",
     "Synthesizer",
@@ -54,8 +56,10 @@ def check_sources(method: str, source: str, config: SynthesisConfig) -> None:
         raise InputError(f"--synthesis.source {source} {what} --synthesis.file")
 
 
-def find_source(source: str, config: SynthesisConfig, teacher: TeacherConfig, seed: int) -> PairSource:
-    """Who writes pairs where it is not the model: `teacher`, `recorded` or `training`.
+def find_source(
+    source: str, config: SynthesisConfig, teacher: TeacherConfig, seed: int, data: str | PathLike[str] | None = None
+) -> PairSource:
+    """Who writes pairs where it is not the model: `teacher`, `recorded` or `training`; `data` as in `load_task`.
 
     Raises:
         InputError: a file or an address that cannot be used.
@@ -65,4 +69,4 @@ def find_source(source: str, config: SynthesisConfig, teacher: TeacherConfig, se
     file = config.file or ""
     if source == "recorded":
         return read_pairs(Path(file))
-    return from_training(load_task(file).usable, config.choose, seed)
+    return from_training(load_task(file, data_dir=data), config.choose, seed)

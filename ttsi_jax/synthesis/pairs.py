@@ -114,6 +114,24 @@ class Synthesizer(NamedTuple):
 PairSource = Synthesizer | Callable[[Example, int], Synthetic]
 
 
+@dataclass(frozen=True)
+class Collection:
+    """A source of pairs that are there before the run begins.
+
+    Attributes:
+        write: gives the pairs of an input in turn.
+        checksum: of all that it chooses from, so that a run is not resumed with others.
+        notes: what a user must know of them, in sentences.
+    """
+
+    write: Callable[[Example, int], Synthetic]
+    checksum: str
+    notes: tuple[str, ...] = ()
+
+    def __call__(self, example: Example, attempt: int) -> Synthetic:
+        return self.write(example, attempt)
+
+
 def write_all(source: Any, examples: Sequence[Example], attempts: Sequence[int]) -> list[Synthetic]:
     """The pairs of a source for several inputs; from as many threads as it may have in flight."""
     if (threads := getattr(source, "in_flight", 1)) == 1:

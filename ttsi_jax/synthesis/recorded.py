@@ -4,15 +4,17 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from ttsi_jax.errors import InputError
-from ttsi_jax.runs.directory import RECORDS, read_config, read_records
+from ttsi_jax.runs.directory import RECORDS, read_config, read_records, read_summary
 from ttsi_jax.runs.record import Record
 from ttsi_jax.runs.scores import first_values
-from ttsi_jax.synthesis.pairs import Synthetic
+from ttsi_jax.synthesis.pairs import Collection, Synthetic
 from ttsi_jax.tasks import Call, Example
 from ttsi_jax.tasks.entries import EntryError, json_lines, read_gold
 from ttsi_jax.tasks.strict_json import JsonError
@@ -20,10 +22,10 @@ from ttsi_jax.tasks.strict_json import JsonError
 
 def recorded(records: Iterable[Record]) -> Callable[[Example, int], Synthetic]:
     """Gives the pairs that another run accepted, so that runs differ in nothing but what they do with them."""
-    return _in_turn({record.id: _accepted(record) for record in records})
+    return _in_turn(_accepted(records))
 
 
-def read_pairs(path: Path) -> Callable[[Example, int], Synthetic]:
+def read_pairs(path: Path) -> Collection:
     """Gives the pairs of a run's directory, or of a JSON Lines file, each line with `id`, `query` and `calls`.
 
     Raises:
@@ -31,7 +33,9 @@ def read_pairs(path: Path) -> Callable[[Example, int], Synthetic]:
     """
     if path.is_dir():
         read_config(path)  # or it holds no run
-        return recorded(read_records(path / RECORDS)[0].values())
+        records = read_records(path / RECORDS)[0].values()
+        told = f"--synthesis.file {path}: an unfinished run, with {len(records)} inputs so far; others get no pairs"
+        return _collection(_accepted(records), *[told] * (read_summary(path) is None))
     pairs: dict[str, list[Synthetic]] = defaultdict(list)
     for entry in json_lines(path):
         value = entry.value
@@ -45,12 +49,20 @@ def read_pairs(path: Path) -> Callable[[Example, int], Synthetic]:
             raise InputError(f"{entry.where}: {error}") from None
         calls = tuple(Call(call.name, first_values(call)) for call in calls)
         pairs[value["id"]].append(Synthetic(str(value["query"]), calls))
-    return _in_turn(pairs)
+    return _collection(pairs)
 
 
-def _accepted(record: Record) -> list[Synthetic]:
-    pairs = (pair for pair in record.synthetic if pair["accepted"])
-    return [Synthetic(pair["query"], tuple(Call(**call) for call in pair["calls"])) for pair in pairs]
+def _accepted(records: Iterable[Record]) -> dict[str, list[Synthetic]]:
+    def accepted(record: Record) -> list[Synthetic]:
+        pairs = (pair for pair in record.synthetic if pair["accepted"])
+        return [Synthetic(pair["query"], tuple(Call(**call) for call in pair["calls"])) for pair in pairs]
+
+    return {record.id: accepted(record) for record in records}
+
+
+def _collection(pairs: Mapping[str, Sequence[Synthetic]], *notes: str) -> Collection:
+    content = json.dumps({id: [pair.record() for pair in own] for id, own in pairs.items()}, sort_keys=True)
+    return Collection(_in_turn(pairs), hashlib.sha256(content.encode()).hexdigest()[:16], notes)
 
 
 def _in_turn(pairs: Mapping[str, Sequence[Synthetic]]) -> Callable[[Example, int], Synthetic]:

@@ -11,24 +11,24 @@ import json
 import math
 import re
 from collections import Counter, defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
 from ttsi_jax.errors import InputError
 from ttsi_jax.runs.scores import first_values
-from ttsi_jax.synthesis.pairs import Synthetic
-from ttsi_jax.tasks import Call, Example
+from ttsi_jax.synthesis.pairs import Collection, Synthetic
+from ttsi_jax.tasks import Call, Example, Task
 from ttsi_jax.tasks.faults import fingerprint
 
 SEEN = "trained_on.json"  # beside an adapter: what it was trained on
 _SATURATION, _LENGTH = 1.5, 0.75  # k1 and b of BM25, their usual values
 
 
-def from_training(examples: Sequence[Example], choose: str, seed: int) -> Callable[[Example, int], Synthetic]:
+def from_training(task: Task, choose: str, seed: int) -> Collection:
     """Gives labelled examples with one right call, the nearest or random ones in order; attempt 0 the first."""
-    pool = [example for example in examples if example.problem is None and len(example.gold or ()) == 1]
+    pool = [example for example in task.usable if len(example.gold or ()) == 1]
     prints, order = [fingerprint(example) for example in pool], Bm25([example.query for example in pool]).order
 
     def write(example: Example, attempt: int) -> Synthetic:
@@ -43,7 +43,7 @@ def from_training(examples: Sequence[Example], choose: str, seed: int) -> Callab
         calls = tuple(Call(call.name, first_values(call)) for call in found.gold or ())
         return Synthetic(found.query, calls, tools=tools, origin=found.id)
 
-    return write
+    return Collection(write, task.fingerprint, tuple(f"cannot be used: {problem}" for problem in task.problems))
 
 
 def seen_by(start: str | None) -> frozenset[str]:

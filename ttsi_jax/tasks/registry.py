@@ -54,7 +54,7 @@ class TaskInfo:
         return "; ".join(filter(None, (told, self.remarks)))
 
 
-def load_task(task: str, *, data_dir: str | Path | None = None, limit: int | None = None) -> Task:
+def load_task(task: str, *, data_dir: str | os.PathLike[str] | None = None, limit: int | None = None) -> Task:
     """Loads a task.
 
     Args:
@@ -97,7 +97,7 @@ def find_published(task: str) -> Published:
     raise InputError(f"unknown task {task!r}{hint}; a task is a .jsonl or .json file or one of {', '.join(TASK_NAMES)}")
 
 
-def file_of(task: str, data_dir: str | Path | None) -> Path:
+def file_of(task: str, data_dir: str | os.PathLike[str] | None) -> Path:
     """Where the file of a named task is looked for; see `load_task`.
 
     Raises:
@@ -133,7 +133,7 @@ def _first_usable(examples: Sequence[Example], limit: int) -> tuple[Example, ...
     return tuple(example for example, before in zip(examples, usable_before, strict=False) if before < limit)
 
 
-def _find(task: str, data_dir: str | Path | None) -> Path:
+def _find(task: str, data_dir: str | os.PathLike[str] | None) -> Path:
     path = file_of(task, data_dir)
     if not path.is_file():
         raise InputError(
