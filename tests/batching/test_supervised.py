@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from tiny_runs import ADD, EXAMPLES, GREET, example, settings, task_of, tiny_model
-from ttsi_jax.batching.supervised import fine_tune, save
+from ttsi_jax.batching.supervised import fine_tune, save, settings_there
 from ttsi_jax.cli import main
 from ttsi_jax.errors import InputError
 from ttsi_jax.loop import run
@@ -64,7 +64,7 @@ def test_what_cannot_be_trained_on():
 
 def test_a_run_answers_with_it_and_says_where_it_is_an_upper_bound(tmp_path):
     trained, config = tuned()
-    save(trained, tmp_path / "sft", MODEL, config)
+    save(trained, tmp_path / "sft", MODEL, config, {})
     start = settings(method="base", adapt=replace(config, start=str(tmp_path / "sft")))
     mixed = task_of(SHELF[0], EXAMPLES[2])
     found, summary = run(MODEL, mixed, start, out=tmp_path / "run")
@@ -91,8 +91,10 @@ def test_no_adapter_is_ever_without_its_list(tmp_path, monkeypatch):
     trained, config = tuned(epochs=1)
     monkeypatch.setattr("ttsi_jax.batching.supervised.save_peft", killed)
     with pytest.raises(KeyboardInterrupt):
-        save(trained, tmp_path / "sft", MODEL, config)
+        save(trained, tmp_path / "sft", MODEL, config, {})
     assert [file.name for file in (tmp_path / "sft").iterdir()] == ["trained_on.json"]
+    with pytest.raises(InputError, match="sft: holds an unfinished adapter; delete it, or choose another directory"):
+        settings_there(tmp_path / "sft")
 
 
 def test_the_command(tmp_path, monkeypatch, capsys):
@@ -102,11 +104,20 @@ def test_the_command(tmp_path, monkeypatch, capsys):
     line = {"query": "1 and 2", "tools": tools, "calls": [{"name": "add", "arguments": {"a": 1, "b": 2}}]}
     file.write_text(json.dumps(line))
     argv = ["sft", "--model", "tiny", "--task", str(file), "--out", str(tmp_path / "sft"), "--adapt.epochs", "2"]
-    assert main([*argv, "--adapt.rank", "2", "--wave", "1"]) == 0
+    own = [*argv, "--adapt.rank", "2", "--wave", "1"]
+    assert main(own) == 0
     out, err = capsys.readouterr()
     assert "adapter: " in out and "trained on 1 of 1 examples" in err
     assert (tmp_path / "sft/adapter_model.safetensors").exists()
-    assert main(argv) == 2 and "is not empty" in capsys.readouterr().err
+    before = {path.name: path.read_bytes() for path in (tmp_path / "sft").iterdir()}
+    assert main(own) == 0
+    out, err = capsys.readouterr()
+    assert "sft is complete: nothing is left to train" in err and "adapter: " in out and "trained on" not in err
+    assert main(argv) == 2 and "adapt.rank: 2 there, 8 now" in capsys.readouterr().err
+    file.write_text(json.dumps(line | {"query": "2 and 3"}))
+    assert main(own) == 2 and "inputs: " in capsys.readouterr().err
+    assert {path.name: path.read_bytes() for path in (tmp_path / "sft").iterdir()} == before
+    assert main([*argv[:-3], str(tmp_path), *argv[-2:]]) == 2 and "is not empty" in capsys.readouterr().err
     file.write_text(f"{json.dumps(line)}\n{{")
     assert main([*argv[:-3], str(tmp_path / "rest"), *argv[-2:]]) == 1
     out, err = capsys.readouterr()

@@ -8,7 +8,7 @@ run knows the inputs whose labels it has seen.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,17 +23,20 @@ from ttsi_jax.answering import call_ids
 from ttsi_jax.batching.memory import training_chunk
 from ttsi_jax.batching.waves import Ids, Pair, Row, Shape, Waves, bucket, training_shape
 from ttsi_jax.checkpoints import LanguageModel
-from ttsi_jax.checkpoints.peft import save_peft
+from ttsi_jax.checkpoints.int8 import storage
+from ttsi_jax.checkpoints.peft import CONFIG, save_peft
+from ttsi_jax.config import RunConfig
 from ttsi_jax.errors import InputError
 from ttsi_jax.model.cache import Cache
 from ttsi_jax.model.config import DecoderConfig
 from ttsi_jax.model.decoder import Params
 from ttsi_jax.model.lora import Adapter, init_adapter
 from ttsi_jax.rules.interface import Batch, Forward, Loss, LossFn, RuleStep, State, UpdateRule, needed
+from ttsi_jax.runs.directory import read_object
 from ttsi_jax.runs.scores import first_values
 from ttsi_jax.scaling.mesh import mesh_of
 from ttsi_jax.synthesis.training import SEEN
-from ttsi_jax.tasks import Call, Example
+from ttsi_jax.tasks import Call, Example, Task
 from ttsi_jax.tasks.faults import fingerprint
 from ttsi_jax.tasks.prompts import PromptEncoder, answer_messages
 
@@ -95,10 +98,31 @@ def fine_tune(
     return Trained(adapter, losses, [one for one, _ in found])
 
 
-def save(trained: Trained, out: Path, model: LanguageModel, config: AdaptConfig) -> None:
-    """Writes what `--adapt.start` takes, with the losses and what it was trained on."""
+def settings_of(model: LanguageModel, task: Task, config: RunConfig) -> dict[str, Any]:
+    """All that decides an adapter, as JSON values."""
+    weights = {"model": model.name, "checksum": model.checksum, "dtype": storage(model.params)}
+    own = {name: value for name, value in config.to_dict().items() if name in ("adapt", "wave", "seed")}
+    return weights | {"task": task.name, "inputs": task.fingerprint} | own
+
+
+def settings_there(out: Path) -> dict[str, Any] | None:
+    """The settings of the adapter that a directory holds; None where there is no directory, or an empty one.
+
+    Raises:
+        InputError: it holds something else, or what was written of an adapter before its process was killed.
+    """
+    if not (out.exists() and any(out.iterdir())):
+        return None
+    seen = read_object(out / SEEN, missing=f"{out}: is not empty; choose another directory")
+    read_object(out / CONFIG, missing=f"{out}: holds an unfinished adapter; delete it, or choose another directory")
+    return seen.get("settings", {})
+
+
+def save(trained: Trained, out: Path, model: LanguageModel, config: AdaptConfig, settings: Mapping[str, Any]) -> None:
+    """Writes what `--adapt.start` takes, with the losses, what it was trained on and its settings."""
     lora = config.lora
     seen = {"fingerprints": sorted({fingerprint(one) for one in trained.used}), "losses": trained.losses}
+    seen |= {"settings": settings}
     out.mkdir(parents=True, exist_ok=True)
     (out / SEEN).write_text(json.dumps(seen) + "\n", encoding="utf-8")  # first: no adapter is ever without it
     save_peft(out, trained.adapter, model.config, rank=lora.rank, alpha=lora.scale * lora.rank, base=model.name)

@@ -118,29 +118,33 @@ def merge(args: Merge) -> int:
 
 
 def sft(args: Sft) -> int:
-    from ttsi_jax.batching.supervised import fine_tune, save
+    from ttsi_jax.batching.supervised import fine_tune, save, settings_of, settings_there
     from ttsi_jax.checkpoints import load_model
     from ttsi_jax.config import RunConfig, check, find_parts
+    from ttsi_jax.runs.directory import refuse_other
     from ttsi_jax.runs.progress import progress_bars
     from ttsi_jax.tasks import load_task
 
-    config = RunConfig(method="base", adapt=args.adapt, wave=args.wave, seed=args.seed)
+    config = RunConfig(method="base", adapt=args.adapt, wave=args.wave, seed=args.seed).with_parts({})
     check(config)
     parts = find_parts(config, {})
     if args.adapt.start is not None:
         raise InputError("--adapt.start is for runs; fine-tuning begins with a fresh adapter")
-    if args.out.exists() and any(args.out.iterdir()):
-        raise InputError(f"{args.out}: is not empty; choose another directory")
+    there = settings_there(args.out)
     task = load_task(args.task, data_dir=args.data, limit=args.limit)
     _name_problems(task)
     model = load_model(args.model, dtype=args.dtype)
-    with progress_bars(messages) as show:
-        trained = fine_tune(
-            model, task.usable, args.adapt, parts.rule, parts.loss, wave=args.wave, seed=args.seed, progress=show
-        )
-    save(trained, args.out, model, args.adapt)
-    _say(f"trained on {len(trained.used)} of {len(task.examples)} examples: those with one right call that fit")
-    _say(f"loss {trained.losses[0]:.3f} before the first step, {trained.losses[-1]:.3f} before the last")
+    settings = settings_of(model, task, config)
+    if there is not None:
+        refuse_other(args.out, "an adapter", there, settings)
+        _say(f"{args.out} is complete: nothing is left to train")
+    else:
+        with progress_bars(messages) as show:
+            how = {"wave": args.wave, "seed": args.seed, "progress": show}
+            trained = fine_tune(model, task.usable, args.adapt, parts.rule, parts.loss, **how)
+        save(trained, args.out, model, args.adapt, settings)
+        _say(f"trained on {len(trained.used)} of {len(task.examples)} examples: those with one right call that fit")
+        _say(f"loss {trained.losses[0]:.3f} before the first step, {trained.losses[-1]:.3f} before the last")
     output.print(shown(f"adapter: {args.out}"), soft_wrap=True)
     return SOME_FAILED if task.problems else DONE
 

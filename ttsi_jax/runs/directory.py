@@ -239,10 +239,15 @@ def _settle_config(path: Path, config: Mapping[str, Any]) -> None:
     if not (path / CONFIG).exists():
         _replace(path / CONFIG, _document(config))
         return
+    refuse_other(path, "a run", read_config(path), config)
+
+
+def refuse_other(path: Path, what: str, there: Mapping[str, Any], config: Mapping[str, Any]) -> None:
+    """Refuses a directory that holds `what` with other settings; raises InputError, which names them."""
     given = json.loads(strict_json(config))  # as it would read from the file: tuples are lists
-    if differences := config_differences(read_config(path), given):
+    if differences := config_differences(there, given):
         lines = [f"  {name}: {old} there, {new} now" for name, (old, new) in differences.items()]
-        raise InputError("\n".join([f"{path}: holds a run with other settings:", *lines, "Choose another directory."]))
+        raise InputError("\n".join([f"{path}: holds {what} with other settings:", *lines, "Choose another directory."]))
 
 
 def read_object(path: Path, missing: str = "") -> dict[str, Any]:
