@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 from rich.console import Console
 
 from ttsi_jax.runs.compare import compare
@@ -28,7 +30,7 @@ def printed(table):
 
 
 def test_a_summary_shows_before_and_after_with_counts():
-    rows = cells(summary_table(summarise(RECORDS), "run [bold]x[/bold]"))
+    rows = cells(summary_table(summarise(RECORDS), "run [bold]x[/bold]", RECORDS))
     assert ["pick", "–", "–", "0", "0", "1"] in rows
     assert ["tool", "100.0 % (3/3)", "66.7 % (2/3)", "0", "1", "1"] in rows
     assert ["call", "0.0 % (0/3)", "33.3 % (1/3)", "1", "0", "1"] in rows
@@ -37,7 +39,7 @@ def test_a_summary_shows_before_and_after_with_counts():
 
 
 def test_names_are_never_markup():
-    text = printed(summary_table(summarise(RECORDS), "run [bold]x[/bold] [/]"))
+    text = printed(summary_table(summarise(RECORDS), "run [bold]x[/bold] [/]", RECORDS))
     for rows in comparison_tables(compare({"runs/[red]x[/]": Run({}, RECORDS, None)})):
         text += printed(rendered(rows))
     for name in ("run [bold]x[/bold] [/]", "[red]score", "runs/[red]x[/]"):
@@ -45,12 +47,13 @@ def test_names_are_never_markup():
 
 
 def test_sampled_answers_and_teachers_are_shown_where_there_are_any():
-    plain = printed(summary_table(summarise(RECORDS), "run"))
+    plain = printed(summary_table(summarise(RECORDS), "run", RECORDS))
     assert "pass@" not in plain and "teacher" not in plain
     usage = {"requests": 3, "prompt_tokens": 70, "completion_tokens": 5, "cost": 0.25}
     pair = {"query": "q", "calls": [], "accepted": True, "reason": None, "usage": usage}
     samples = {"samples_base": [None, None], "samples_right_base": 1, "samples_right": 2}
-    rows = cells(summary_table(summarise([Record("a", "t", "q", synthetic=[pair], **samples)]), "run"))
+    records = [Record("a", "t", "q", synthetic=[pair], **samples)]
+    rows = cells(summary_table(summarise(records), "run", records))
     assert ["pass@1", "50.0 %", "100.0 %"] in rows and ["3", "70", "5", "0.25"] in rows
 
 
@@ -58,3 +61,12 @@ def test_of_a_dialogue_the_examples_show_the_request():
     turns = [{"role": "user", "content": "Go."}, {"role": "assistant", "content": "Where to?"}]
     text = printed(examples_table([Record("a", "t", turns, adapted=True, uncertainty=0.5)]))
     assert "Go." in text and "role" not in text
+
+
+def test_why_inputs_kept_their_base_answer_is_shown_the_commonest_first():
+    assert "kept" not in printed(summary_table(summarise(RECORDS), "run", RECORDS))
+    reasons = ["no usable pair in 3 tries", *["the teacher failed: HTTP 401"] * 2, "a", "b"]
+    records = [replace(RECORDS[0], id=str(place), reason=reason) for place, reason in enumerate(reasons)]
+    rows = cells(summary_table(summarise(records), "run", records))
+    shown = [row for row in rows if row and row[0] in reasons]
+    assert shown == [["the teacher failed: HTTP 401", "2"], ["no usable pair in 3 tries", "1"], ["a", "1"]]

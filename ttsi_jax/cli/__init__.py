@@ -74,7 +74,7 @@ def run(args: Run) -> int:
         raise InputError(f"{_told(error)}; {resume}") from None
     if any(record.adapted for record in result.records):
         output.print(examples_table(result.records))
-    output.print(summary_table(result.summary, f"{task.name} · {model.name} · {config.method}"))
+    output.print(summary_table(result.summary, f"{task.name} · {model.name} · {config.method}", result.records))
     if "tau" in result.summary:  # it was chosen
         _say(f"--gate.tau auto: {result.summary['tau']:.4g}, by {result.summary['tau_by']}")
     _say(f"compiling took {result.summary['compile_seconds']:.0f} s, and is not in the stages' seconds")
@@ -110,9 +110,8 @@ def merge(args: Merge) -> int:
     if merged.missing:
         _say(f"to do the rest: the same `ttsi-jax run` without --shard and with --out {args.out}")
     elif run.summary is not None:
-        output.print(
-            summary_table(run.summary, f"{run.config['task']} · {run.config['model']} · {run.config['method']}")
-        )
+        title = f"{run.config['task']} · {run.config['model']} · {run.config['method']}"
+        output.print(summary_table(run.summary, title, run.records))
     output.print(shown(f"run: {args.out}, {len(run.records)} of {merged.n} inputs"), soft_wrap=True)
     return SOME_FAILED if merged.failed or merged.missing else DONE
 

@@ -1,6 +1,7 @@
 """What a run's summary shows as tables, and tables for the terminal."""
 
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
@@ -31,11 +32,13 @@ class Rows(NamedTuple):
     note: str = ""
 
 
-def summary_table(summary: Mapping[str, Any], title: str) -> Table:
-    """Accuracies before and after, what was fixed and broken, counts of inputs, and seconds per stage of one run."""
+def summary_table(summary: Mapping[str, Any], title: str, records: Iterable[Record]) -> Table:
+    """Accuracies before and after, what was fixed and broken, counts of inputs, why inputs kept their base answer, and
+    seconds per stage of one run."""
     table = Table.grid(padding=(0, 0, 1, 0))
     table.title = shown(title)
-    for rows in (accuracies(summary), passes(summary), inputs(summary), adaptations(summary), teacher(summary)):
+    counts = inputs(summary), adaptations(summary), reasons(records), teacher(summary)
+    for rows in (accuracies(summary), passes(summary), *counts):
         if rows.rows:
             table.add_row(rendered(rows))
     table.add_row(rendered(stages(summary)))
@@ -94,6 +97,13 @@ def inputs(summary: Mapping[str, Any]) -> Rows:
 def adaptations(summary: Mapping[str, Any]) -> Rows:
     names = ("uncertain", "adapted", "reverted", "synthetic_written", "synthetic_accepted")
     return _counts(summary, names, ("uncertain", "adapted", "reverted", "pairs written", "pairs accepted"))
+
+
+def reasons(records: Iterable[Record], at_most: int = 3) -> Rows:
+    """The commonest reasons why inputs that should have adapted kept the base's answer."""
+    found = Counter(record.reason for record in records if record.reason and record.error is None)
+    rows = [(reason, str(count)) for reason, count in found.most_common(at_most)]
+    return Rows(("why the base's answer was kept", "inputs"), rows)
 
 
 def _counts(summary: Mapping[str, Any], names: Sequence[str], headings: tuple[str, ...]) -> Rows:
