@@ -18,8 +18,9 @@ from ttsi_jax.model.scoring import score_wave
 from ttsi_jax.quality.votes import vote
 from ttsi_jax.runs.directory import read_records
 from ttsi_jax.synthesis import SynthesisConfig
-from ttsi_jax.tasks import GoldCall, call_correct
-from ttsi_jax.tasks.prompts import PromptEncoder, answer_messages
+from ttsi_jax.synthesis.training import from_training
+from ttsi_jax.tasks import GoldCall, Task, call_correct
+from ttsi_jax.tasks.prompts import ANY_NUMBER, PromptEncoder, answer_messages
 
 MODEL = tiny_model()
 FOUR = task_of(*(EXAMPLES[index] for index in (1, 2, 3, 5)))  # each of them writes itself a pair
@@ -207,8 +208,21 @@ def test_what_is_to_be_known_of_a_training_file_is_told(shelf):
         file.write("\n{")
     told = []
     run(MODEL, task_of(EXAMPLES[1]), settings(**synthesis(source="training", file=shelf)), tell=told.append)
-    [note] = told
-    assert note.startswith("cannot be used: train.jsonl:5: not valid JSON")
+    assert told[0].startswith("cannot be used: train.jsonl:5: not valid JSON") and len(told) == 2
+    assert told[1].startswith("--synthesis.file: 1 of 4 examples of train are left out: they have several turns, or")
+
+
+def test_examples_of_several_turns_are_not_shown(tmp_path):
+    """Their calls rest on earlier turns, which a pair does not hold; what the library adds is no turn of theirs."""
+    one = SHELF[0]
+    talk = ({"role": "user", "content": "I am Al"}, {"role": "assistant", "content": "Hi!"}, *one.messages)
+    dated = ({"role": "system", "content": "It is May."}, *one.messages)
+    added = ({"role": "system", "content": ANY_NUMBER}, *one.messages)
+    shelf = [replace(one, id=str(place), messages=turns) for place, turns in enumerate((talk, dated, added))]
+    source = from_training(Task("shelf", tuple(shelf)), "nearest", 0)
+    assert [source(EXAMPLES[1], attempt).origin for attempt in range(2)] == ["2", None]
+    with pytest.raises(InputError, match="shelf has no example of one turn with one right call"):
+        from_training(Task("shelf", tuple(shelf[:2])), "nearest", 0)
 
 
 # Pairs that were recorded.

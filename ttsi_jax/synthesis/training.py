@@ -21,14 +21,29 @@ from ttsi_jax.runs.scores import first_values
 from ttsi_jax.synthesis.pairs import Collection, Synthetic
 from ttsi_jax.tasks import Call, Example, Task
 from ttsi_jax.tasks.faults import fingerprint
+from ttsi_jax.tasks.prompts import own_turns
 
 SEEN = "trained_on.json"  # beside an adapter: what it was trained on
 _SATURATION, _LENGTH = 1.5, 0.75  # k1 and b of BM25, their usual values
 
 
 def from_training(task: Task, choose: str, seed: int) -> Collection:
-    """Gives labelled examples with one right call, the nearest or random ones in order; attempt 0 the first."""
-    pool = [example for example in task.usable if len(example.gold or ()) == 1]
+    """Gives labelled examples with one right call, the nearest or random ones in order; attempt 0 the first.
+
+    Examples of several turns are left out: a pair is one request, and their calls rest on what was said before it.
+
+    Raises:
+        InputError: none is left.
+    """
+    pool = [example for example in task.usable if len(example.gold or ()) == len(own_turns(example)) == 1]
+    if not pool:
+        raise InputError(f"--synthesis.file: {task.name} has no example of one turn with one right call")
+    notes = [f"cannot be used: {problem}" for problem in task.problems]
+    if n_out := len(task.usable) - len(pool):
+        notes.append(
+            f"--synthesis.file: {n_out} of {len(task.usable)} examples of {task.name} are left out: they have several "
+            f"turns, or not exactly one right call"
+        )
     prints, order = [fingerprint(example) for example in pool], Bm25([example.query for example in pool]).order
 
     def write(example: Example, attempt: int) -> Synthetic:
@@ -43,7 +58,7 @@ def from_training(task: Task, choose: str, seed: int) -> Collection:
         calls = tuple(Call(call.name, first_values(call)) for call in found.gold or ())
         return Synthetic(found.query, calls, tools=tools, origin=found.id)
 
-    return Collection(write, task.fingerprint, tuple(f"cannot be used: {problem}" for problem in task.problems))
+    return Collection(write, task.fingerprint, tuple(notes))
 
 
 def seen_by(start: str | None) -> frozenset[str]:
