@@ -1,6 +1,8 @@
 """A teacher behind a server of this machine, which fails in every way that one can."""
 
 import json
+import os
+import signal
 import threading
 import time
 from contextlib import contextmanager
@@ -14,6 +16,7 @@ from ttsi_jax.errors import InputError
 from ttsi_jax.loop import run
 from ttsi_jax.runs.groups import load_runs
 from ttsi_jax.runs.report import render_report
+from ttsi_jax.synthesis.pairs import write_all
 from ttsi_jax.synthesis.teacher import MAX_BYTES, Teacher, TeacherConfig
 
 KEY = "sk-very-s3cr3t"
@@ -114,7 +117,7 @@ def key(monkeypatch):
 def ask(server, **changes):
     waits = []
     config = TeacherConfig(url=server.url, model="big", **{"timeout": 5.0, "retries": 2} | changes)
-    return Teacher(config, sleep=waits.append)(EXAMPLES[1], 0), waits
+    return Teacher(config, sleep=lambda stopped, seconds: waits.append(seconds))(EXAMPLES[1], 0), waits
 
 
 GOOD = says(completion(PAIR))
@@ -172,7 +175,7 @@ def test_a_teacher_that_is_too_slow(answer):
 
 def test_nobody_there():
     config = TeacherConfig(url="http://127.0.0.1:9", model="big", retries=1)
-    pair = Teacher(config, sleep=lambda seconds: None)(EXAMPLES[1], 0)
+    pair = Teacher(config, sleep=lambda stopped, seconds: None)(EXAMPLES[1], 0)
     assert pair.reason.startswith("the teacher failed 2 times, at last: no connection: ")
 
 
@@ -254,6 +257,48 @@ def test_addresses_that_are_refused(url):
     with pytest.raises(InputError) as caught:
         Teacher(TeacherConfig(url=url, model="big"))
     assert KEY not in str(caught.value)
+
+
+@pytest.mark.parametrize("when", ["it hangs", "it waits"])
+def test_an_interrupt_waits_for_no_teacher_and_nothing_is_tried_again(when):
+    """The signal comes while both requests hang, or while both wait for their second try."""
+    both, answered = threading.Barrier(2, lambda: os.kill(os.getpid(), signal.SIGINT)), threading.Event()
+
+    def hangs(handler) -> None:
+        both.wait()
+        answered.wait(60)
+        says(b"busy", 503)(handler)
+
+    def interrupts(stopped: threading.Event, seconds: float) -> bool:
+        if when == "it waits":
+            both.wait()
+        return stopped.wait(60)
+
+    with serving(hangs if when == "it hangs" else says(b"busy", 503)) as server:
+        teacher = Teacher(TeacherConfig(url=server.url, model="big", retries=3, in_flight=2), sleep=interrupts)
+        before = set(threading.enumerate())
+        with pytest.raises(KeyboardInterrupt):
+            write_all(teacher, EXAMPLES[:4], [0] * 4)
+        assert not answered.is_set()
+        answered.set()
+        for thread in set(threading.enumerate()) - before:
+            assert thread.daemon
+            thread.join(30)
+            assert not thread.is_alive()
+        assert len(server.asked) == 2
+        server.answers = [GOOD]
+        assert [pair.reason for pair in write_all(teacher, EXAMPLES[:4], [0] * 4)] == [None] * 4, "it may be used again"
+
+
+def test_an_error_in_a_source_is_raised():
+    class Broken:
+        in_flight = 2
+
+        def __call__(self, example, attempt):
+            raise LookupError(example.id)
+
+    with pytest.raises(LookupError, match="one"):
+        write_all(Broken(), EXAMPLES[:3], [0] * 3)
 
 
 def distilled(server, **changes):

@@ -4,9 +4,11 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future
 from dataclasses import asdict, dataclass
+from threading import Thread
 from typing import Any, Literal, NamedTuple
 
 from ttsi_jax.tasks import Call, Example, Tool
@@ -133,8 +135,31 @@ class Collection:
 
 
 def write_all(source: Any, examples: Sequence[Example], attempts: Sequence[int]) -> list[Synthetic]:
-    """The pairs of a source for several inputs; from as many threads as it may have in flight."""
+    """The pairs of a source for several inputs; from as many threads as it may have in flight (`in_flight`).
+
+    Where it is interrupted nobody waits for what is under way, and the source is told so (`stop`).
+    """
     if (threads := getattr(source, "in_flight", 1)) == 1:
         return [*map(source, examples, attempts)]
-    with ThreadPoolExecutor(threads) as pool:
-        return [*pool.map(source, examples, attempts)]
+    found = [Future[Synthetic]() for _ in examples]
+    waiting = deque(zip(found, examples, attempts, strict=True))
+
+    def work() -> None:
+        while waiting:
+            try:
+                future, example, attempt = waiting.popleft()
+            except IndexError:  # another thread was faster
+                return
+            try:
+                future.set_result(source(example, attempt))
+            except Exception as error:
+                future.set_exception(error)
+
+    try:
+        for _ in range(min(threads, len(found))):
+            Thread(target=work, daemon=True).start()  # an executor's thread would hold up the end of the process
+        return [future.result() for future in found]
+    except BaseException:
+        waiting.clear()
+        getattr(source, "stop", lambda: None)()
+        raise

@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from http.client import HTTPException
+from threading import Event
 from typing import Any
 from urllib.error import HTTPError
 from urllib.parse import urlsplit
@@ -96,21 +97,29 @@ class Teacher:
     them, and `cost` in the currency of the prices.
     """
 
-    def __init__(self, config: TeacherConfig, sleep: Callable[[float], object] = time.sleep):
-        """Raises InputError for an address that is none or holds a secret."""
+    def __init__(self, config: TeacherConfig, sleep: Callable[[Event, float], object] = Event.wait):
+        """Raises InputError for an address that is none or holds a secret.
+
+        `sleep` waits so many seconds, or until the event; whether it was the event.
+        """
         parts = urlsplit(config.url or "")
         if parts.scheme not in ("http", "https") or not parts.hostname or not config.model:
             raise InputError("a teacher needs --teacher.url (http:// or https://) and --teacher.model")
         if parts.username or parts.password or parts.query:
             raise InputError("--teacher.url must hold no key or password: they belong into the environment")
-        self.config, self.in_flight, self._sleep = config, config.in_flight, sleep
+        self.config, self.in_flight, self._sleep, self._stopped = config, config.in_flight, sleep, Event()
         self._url = f"{(config.url or '').rstrip('/')}/chat/completions"
         self._opener = build_opener(_NoRedirects)
+
+    def stop(self) -> None:
+        """Calls that are under way try nothing again; later ones do."""
+        self._stopped.set()
+        self._stopped = Event()
 
     def __call__(self, example: Example, attempt: int) -> Synthetic:
         messages = conversation(example, synthesis_messages(example, NEW_PAIR))
         usage = {"requests": 0, "prompt_tokens": 0, "completion_tokens": 0, "cost": 0.0}
-        why = ""
+        stopped, why = self._stopped, ""
         for number in range(self.config.retries + 1):
             usage["requests"] += 1
             try:
@@ -120,9 +129,10 @@ class Teacher:
                 return Synthetic("", (), f"the teacher failed: {error}", last=True, usage=usage)
             except _Passing as error:
                 why = str(error)
-                if number < self.config.retries:
-                    self._sleep(min(LONGEST_WAIT, max(error.wait, FIRST_WAIT * 2**number)))
-        reason = f"the teacher failed {self.config.retries + 1} times, at last: {why}"
+                wait = min(LONGEST_WAIT, max(error.wait, FIRST_WAIT * 2**number))
+                if number < self.config.retries and self._sleep(stopped, wait):
+                    break
+        reason = f"the teacher failed {usage['requests']} times, at last: {why}"
         return Synthetic("", (), reason, last=True, usage=usage)
 
     def _answer(self, question: dict[str, Any], usage: dict[str, float]) -> str:
