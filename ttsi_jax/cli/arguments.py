@@ -65,7 +65,8 @@ class Run(RunConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class Sft:
-    """Fine-tune one adapter on labelled examples, for `ttsi-jax run --method base --adapt.start OUT`.
+    """Fine-tune one adapter on labelled examples, for `ttsi-jax run --method base --adapt.start OUT`; where OUT holds
+    it already, nothing is done.
 
     Attributes:
         model: a hub name, a directory, a .gguf file, or an alias (see `ttsi-jax models`).
