@@ -47,7 +47,7 @@ from ttsi_jax.scaling.budget import within
 from ttsi_jax.scaling.hosts import by_the_first, check_job, open_run, told_pairs
 from ttsi_jax.scaling.mesh import Layout, mesh_of
 from ttsi_jax.synthesis.pairs import Collection, write_all
-from ttsi_jax.synthesis.training import seen_by
+from ttsi_jax.synthesis.training import trained_on
 from ttsi_jax.tasks import Task
 from ttsi_jax.tasks.faults import fingerprint as fingerprint_of
 from ttsi_jax.tasks.prompts import PromptEncoder
@@ -125,7 +125,9 @@ def run(
         loop = Loop(model, config, progress, clock, found, shared, prefix_memory, n_passes)
         if config.adapt.start is not None:
             described |= {"start": checksum([Path(config.adapt.start) / WEIGHTS])}
-            if n_seen := sum(fingerprint_of(one) in loop.seen for one in task.usable):
+            if loop.trained_on.n_examples is not None:
+                described |= {"trained_on": loop.trained_on.n_examples}
+            if n_seen := sum(fingerprint_of(one) in loop.trained_on.fingerprints for one in task.usable):
                 described |= {"upper_bound": f"trained on the labels of {n_seen} of its inputs"}
         if out is not None and config.adapt.reset == "never" and not config.adapt.save:
             raise InputError("a run with --adapt.reset never can only be resumed with its adapters: add --adapt.save")
@@ -183,7 +185,7 @@ class Loop:
         self.n_passes = n_passes or passes(config)
         self.encoder = PromptEncoder(model.tokenizer)
         self.parts = parts or find_parts(config, {})
-        lora, theta_0, self.seen = config.adapt.lora, BASE, seen_by(config.adapt.start)
+        lora, theta_0, self.trained_on = config.adapt.lora, BASE, trained_on(config.adapt.start)
         lora.chosen(model.config)  # refuses layers that the model does not have
         if config.adapt.start is not None:
             theta_0 = Adapted(load_start(config.adapt.start, lora, model.config), lora.scale, config.adapt.scope)
@@ -203,7 +205,7 @@ class Loop:
         for example in task.examples:
             draft = prepare(example, task.name, self.encoder, self.config, length, self.parts.synthesizer)
             if isinstance(draft, Draft):
-                draft.note(seen=draft.record.fingerprint in self.seen)
+                draft.note(seen=draft.record.fingerprint in self.trained_on.fingerprints)
                 drafts.append(draft)
             elif draft.id not in others:
                 yield draft

@@ -14,6 +14,7 @@ from ttsi_jax.errors import InputError
 from ttsi_jax.loop import run
 from ttsi_jax.rules import adamw, answer_cross_entropy, dpo
 from ttsi_jax.runs.groups import load_runs, notes
+from ttsi_jax.synthesis.training import TrainedOn, trained_on
 from ttsi_jax.tasks import GoldCall
 
 MODEL = tiny_model()
@@ -73,15 +74,26 @@ def test_a_run_answers_with_it_and_says_where_it_is_an_upper_bound(tmp_path):
     assert not any(record.seen for record in plain)
     assert found[0].log_likelihoods != plain[0].log_likelihoods
     kept = json.loads((tmp_path / "run/config.json").read_text())
-    assert kept["upper_bound"] == "trained on the labels of 1 of its inputs"
+    assert kept["upper_bound"] == "trained on the labels of 1 of its inputs" and kept["trained_on"] == 3
     assert any(
         "upper bound: trained on the labels of 1 of its 2 inputs" in n for n in notes(load_runs([tmp_path / "run"]))
     )
     run(MODEL, task_of(EXAMPLES[2]), start, out=tmp_path / "other")
     assert "upper_bound" not in json.loads((tmp_path / "other/config.json").read_text())
-    (tmp_path / "sft/trained_on.json").write_text("{")
-    with pytest.raises(InputError, match="trained_on.json: cannot be read"):
-        run(MODEL, mixed, start)
+    for damaged in ("{", "[]", '{"examples": 3}', '{"examples": "3", "fingerprints": []}'):
+        (tmp_path / "sft/trained_on.json").write_text(damaged)
+        with pytest.raises(InputError, match="trained_on.json: cannot be read"):
+            run(MODEL, mixed, start)
+
+
+def test_examples_are_counted_with_their_duplicates(tmp_path):
+    trained, config = tuned(epochs=1)
+    save(trained._replace(used=trained.used * 2), tmp_path, MODEL, config)
+    found = trained_on(str(tmp_path))
+    assert found.n_examples == 6 and len(found.fingerprints) == 3
+    (tmp_path / "trained_on.json").write_text('{"fingerprints": []}')
+    assert trained_on(str(tmp_path)).n_examples is None
+    assert trained_on(None) == trained_on(str(tmp_path / "nowhere")) == TrainedOn()
 
 
 def test_no_adapter_is_ever_without_its_list(tmp_path, monkeypatch):

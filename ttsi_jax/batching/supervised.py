@@ -121,8 +121,8 @@ def settings_there(out: Path) -> dict[str, Any] | None:
 def save(trained: Trained, out: Path, model: LanguageModel, config: AdaptConfig, settings: Mapping[str, Any]) -> None:
     """Writes what `--adapt.start` takes, with the losses, what it was trained on and its settings."""
     lora = config.lora
-    seen = {"fingerprints": sorted({fingerprint(one) for one in trained.used}), "losses": trained.losses}
-    seen |= {"settings": settings}
+    prints = sorted({fingerprint(one) for one in trained.used})
+    seen = {"examples": len(trained.used), "fingerprints": prints, "losses": trained.losses, "settings": settings}
     out.mkdir(parents=True, exist_ok=True)
     (out / SEEN).write_text(json.dumps(seen) + "\n", encoding="utf-8")  # first: no adapter is ever without it
     save_peft(out, trained.adapter, model.config, rank=lora.rank, alpha=lora.scale * lora.rank, base=model.name)

@@ -13,6 +13,7 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -61,14 +62,30 @@ def from_training(task: Task, choose: str, seed: int) -> Collection:
     return Collection(write, task.fingerprint, tuple(notes))
 
 
-def seen_by(start: str | None) -> frozenset[str]:
-    """The fingerprints of the examples that an adapter was trained on, where it says so."""
+class TrainedOn(NamedTuple):
+    """What an adapter was trained on: fingerprints of its examples, and how many these are, duplicates too; None where
+    that is not known."""
+
+    fingerprints: frozenset[str] = frozenset()
+    n_examples: int | None = None
+
+
+def trained_on(start: str | None) -> TrainedOn:
+    """What an adapter was trained on, where it says so.
+
+    Raises:
+        InputError: the file that says so cannot be read.
+    """
     path = Path(start or "", SEEN)
     if start is None or not path.is_file():
-        return frozenset()
+        return TrainedOn()
     try:
-        return frozenset(json.loads(path.read_text(encoding="utf-8"))["fingerprints"])
-    except (ValueError, LookupError, TypeError):
+        said = json.loads(path.read_text(encoding="utf-8"))
+        n = said.get("examples")
+        if n is not None and type(n) is not int:
+            raise TypeError
+        return TrainedOn(frozenset(said["fingerprints"]), n)
+    except (ValueError, LookupError, TypeError, AttributeError):
         raise InputError(f"{path}: cannot be read; it should hold what the adapter was trained on") from None
 
 
