@@ -98,6 +98,14 @@ def test_the_gate_of_made_up_runs_is_good_and_calibrated_as_made():
     assert gate.gain.oracle.y.max() >= gate.gain.gate.y.max()
 
 
+def test_the_papers_figure_knows_which_labels_were_seen():
+    config = {"task": "sealtools", "method": "base", "adapt": {"start": "sft"}, "trained_on": 13_000}
+    for count, method in ((1, "SFT on 13k"), (6, "trained on the test set")):
+        records = [replace(record, seen=number < count) for number, record in enumerate(RECORDS)]
+        found = compare({"a": as_run(*records, **config)}).groups[0].paper
+        assert found.published.method == method and found.differs["labels seen"][0] == str(count)
+
+
 def test_records_of_older_runs_without_newer_fields_are_compared():
     old = [replace(record, tokens={}, seconds={}, pick_correct=None, pick_correct_base=None) for record in RECORDS]
     found = compare({"old": Run({}, old, None)})

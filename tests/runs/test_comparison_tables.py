@@ -21,6 +21,7 @@ def test_every_table_has_its_rows_and_as_many_cells_as_headings():
         "Gate: errors",
         "Gate: calibration and gain",
         "Beside the paper",
+        "Not as in the paper",
     ]
     for rows in found.values():
         assert {len(row) for row in rows.rows} == {len(rows.headings)}
@@ -33,7 +34,12 @@ def test_every_table_has_its_rows_and_as_many_cells_as_headings():
     ]
     cost = found["What it cost"].rows[1]
     assert cost[-1].endswith("×") and "– (–)" in cost
-    assert found["Beside the paper"].rows[0][1:4] == ("TT-SI", "72.43", "+5.76")
+    beside = found["Beside the paper"].rows[0]
+    assert beside[1:4] == ("TT-SI", "72.43", "+5.76") and beside[-1] == "2"
+    assert [row[1:] for row in found["Not as in the paper"].rows] == [
+        ("model", "tiny", "Qwen2.5-1.5B-Instruct"),
+        ("inputs", "60", "294"),
+    ]
 
 
 def test_a_run_without_labels_or_records_has_no_figures():

@@ -115,10 +115,10 @@ def _compared(group: Group, first: Group) -> Compared:
         known = ~np.isnan(np.concatenate(rows)).any(0)
         accuracy[metric] = tuple(statistics.accuracy(right[:, known]) for right in rows)
     inputs = max(len(run.records) for run in group.runs.values())
+    seen = max(sum(record.seen for record in run.records) for run in group.runs.values())
     settings = config_differences({**first.config, "seed": None}, {**group.config, "seed": None})
-    return Compared(
-        group, inputs, settings, accuracy, _cost(group), gate_report(group.runs.values()), beside(group.config, inputs)
-    )
+    published = beside(group.config, inputs, seen)
+    return Compared(group, inputs, settings, accuracy, _cost(group), gate_report(group.runs.values()), published)
 
 
 def _contrast(first: Group, side: int, second: Group, other: int) -> Contrast:

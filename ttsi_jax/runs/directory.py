@@ -25,6 +25,7 @@ except ImportError:  # no advisory locks on this platform
 
 CONFIG, RECORDS, SUMMARY, ENVIRONMENT = "config.json", "records.jsonl", "summary.json", "environment.json"
 LOCK = ".lock"
+ABSENT = "(absent)"  # in the place of a setting that a configuration does not have
 
 
 class RunDirectory:
@@ -202,6 +203,13 @@ def config_differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[s
     return {name: (_shown(a, name), _shown(b, name)) for name in names}
 
 
+def setting(config: Mapping[str, Any], name: str) -> Any:
+    """A step's setting by its dotted name; None where a configuration does not have it."""
+    step, _, key = name.partition(".")
+    settings = config.get(step)
+    return settings.get(key) if isinstance(settings, dict) else None
+
+
 def _flat(config: Mapping[str, Any], above: str = "") -> Iterable[tuple[str, Any]]:
     for key, value in config.items():
         if isinstance(value, dict) and value:
@@ -211,7 +219,7 @@ def _flat(config: Mapping[str, Any], above: str = "") -> Iterable[tuple[str, Any
 
 
 def _shown(settings: Mapping[str, Any], name: str) -> str:
-    return strict_json(settings[name]) if name in settings else "(absent)"
+    return strict_json(settings[name]) if name in settings else ABSENT
 
 
 def _refuse_foreign(path: Path) -> None:

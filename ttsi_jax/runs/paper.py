@@ -3,23 +3,28 @@
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+from ttsi_jax.quality.presets import PRESETS
+from ttsi_jax.runs.directory import ABSENT, config_differences, setting
+
 SFT_SAMPLES, TT_SI_SAMPLES = 13_000, 190  # on SealTool: 68 times fewer
-MODEL = "Qwen2.5-1.5B-Instruct"
+SMALL, LARGE = "Qwen2.5-1.5B-Instruct", "Qwen2.5-7B-Instruct"
 
 
 class Published(NamedTuple):
-    """A figure of the paper: accuracy in percent (of what is unknown), and its gain over the base in points."""
+    """A figure of the paper: accuracy in percent (of what is unknown), its gain over the base in points, the model."""
 
     method: str
     accuracy: str
     gain: float | None
+    model: str = SMALL
 
 
 class Beside(NamedTuple):
-    """The paper's figure for a run's task and method, and the settings in which the run is not the paper's."""
+    """The paper's figure for a run's task and method; `differs` maps in what the run is not the paper's to its value in
+    the run and there."""
 
     published: Published
-    differs: tuple[str, ...]
+    differs: dict[str, tuple[str, str]]
 
 
 _FIGURES: Mapping[tuple[str, str], Published] = {
@@ -27,57 +32,110 @@ _FIGURES: Mapping[tuple[str, str], Published] = {
     ("sealtools", "tt-si"): Published("TT-SI", "72.43", 5.76),
     ("sealtools", "tt-si, all"): Published("adapt all", "73.47", None),
     ("sealtools", "tt-si, certain"): Published("certain only", "70.07", None),
-    ("sealtools", "tt-si, tau 0.35"): Published("TT-SI, τ 0.35", "68.10", None),
+    ("sealtools", "tt-si, uncertain below 0.35"): Published("TT-SI, τ 0.35", "68.10", None),
     ("sealtools", "sft"): Published("SFT on 13k", "70.20", None),
+    ("sealtools", "upper bound"): Published("trained on the test set", "78.89", None),
     ("toolalpaca", "tt-si"): Published("TT-SI", "–", 5.84),
     ("nexusraven", "tt-si"): Published("TT-SI", "–", 6.05),
     ("apibank", "tt-si"): Published("TT-SI", "–", 4.26),
 }
+_OF_LARGE = {("sealtools", "tt-si"): Published("TT-SI, 7B", "–", 3.02, LARGE)}
 _INPUTS = {"sealtools": 294, "toolalpaca": 114, "nexusraven": 318}
-_SETTINGS: Mapping[str, Any] = {  # of every adapted figure; a rate of None is the rule's own, which is AdamW's 1e-4
-    "synthesis.k": (1,),
-    "adapt.rule": ("adamw",),
-    "adapt.loss": ("answer_cross_entropy",),
-    "adapt.epochs": (5,),
-    "adapt.lr": (None, 1e-4),
-    "adapt.rank": (8,),
-    "adapt.alpha": (16.0,),
-    "adapt.scope": ("all",),
-    "adapt.reset": ("example",),
-    "adapt.start": (None,),
-}
+
+_PRESET = PRESETS["paper"]
+_COMES_TO = {
+    "adapt.lr": "0.0001",
+    "synthesis.source": '"self"',
+    "synthesis.form": '"pair"',
+}  # None and auto
+_OF_ANSWERS = ("answer", "unmatchable", "gate.score")
+_OF_ADAPTERS = ("adapt.scope", "adapt.rank", "adapt.alpha", "adapt.scaling", "adapt.targets", "adapt.layers")
+_OF_ALL = ("answer", "unmatchable", "gate", "synthesis", "adapt")
+_NEVER = (
+    "gate.select",
+    "gate.tau",
+    "adapt.memory",
+    "adapt.save",
+    "adapt.measure",
+)  # told by the figure, or no matter
 
 
-def beside(config: Mapping[str, Any], n_inputs: int) -> Beside | None:
-    """The paper's figure for a run's task and method; None where it has none, or nobody here has read it."""
-    task = str(config.get("task"))
-    published = _FIGURES.get((task, _method(config)))
+def beside(config: Mapping[str, Any], n_inputs: int, n_seen: int = 0) -> Beside | None:
+    """The paper's figure for a run's task and method; None where it has none, or nobody here has read it.
+
+    What the paper does not say of its settings is taken to be as in `--preset paper`, and what an older run does not
+    say of its own, too.
+
+    Args:
+        config: the run's `config.json`; any JSON values.
+        n_inputs: how many inputs it has.
+        n_seen: those whose labels the model was trained on before the run.
+    """
+    task, kind = str(config.get("task")), _kind(config, n_inputs, n_seen)
+    model = str(config.get("model")).rpartition("/")[2]
+    own_size = _OF_LARGE if model.lower() == LARGE.lower() else {}
+    published = own_size.get((task, kind)) or _FIGURES.get((task, kind))
     if published is None:
         return None
-    differs = []
-    if str(config.get("model")).rpartition("/")[2].lower() != MODEL.lower():
-        differs.append(f"model {config.get('model')}, there {MODEL}")
+    differs = {}
+    if model.lower() != published.model.lower():
+        differs["model"] = str(config.get("model")), published.model
+    if "int8" in str(config.get("dtype")):
+        differs["dtype"] = str(config["dtype"]), "a float"
     if n_inputs != _INPUTS.get(task, n_inputs):
-        differs.append(f"{n_inputs} inputs, there {_INPUTS[task]}")
-    if str(config.get("method")).startswith("tt-"):
-        for name, theirs in _SETTINGS.items():
-            ours = _setting(config, name)
-            if ours not in theirs:
-                differs.append(f"{name} {ours}, there {theirs[-1]}")
-    return Beside(published, tuple(differs))
+        differs["inputs"] = str(n_inputs), str(_INPUTS[task])
+    settings = _OF_ALL if kind.startswith("tt-si") else _OF_ANSWERS
+    if kind in ("sft", "upper bound"):
+        differs |= _training_apart(config, n_inputs, n_seen, kind)
+        settings = (*_OF_ANSWERS, *_OF_ADAPTERS)
+    return Beside(published, differs | _settings_apart(config, settings))
 
 
-def _method(config: Mapping[str, Any]) -> str:
-    """The method with what the paper varies of its gate; one that the paper does not have is no key of `_FIGURES`."""
-    method, select, tau = config.get("method"), _setting(config, "gate.select"), _setting(config, "gate.tau")
+def is_upper_bound(n_inputs: int, n_seen: int) -> bool:
+    """Whether a run's model was trained on the labels of its inputs, and not only of some that leaked."""
+    return 2 * n_seen > n_inputs
+
+
+def _kind(config: Mapping[str, Any], n_inputs: int, n_seen: int) -> str:
+    """The method with what the paper varies of it; one that it does not have is no key of its figures."""
+    method, select, tau = config.get("method"), setting(config, "gate.select"), setting(config, "gate.tau")
+    if setting(config, "answer.vote"):
+        return "a vote"  # of which only the mean over four tasks is known
+    if setting(config, "adapt.start") is not None:
+        trained = "upper bound" if is_upper_bound(n_inputs, n_seen) else "sft"
+        return trained if method == "base" else f"{method} after {trained}"
     if method != "tt-si":
         return str(method)
-    if select in ("all", "certain"):
-        return f"tt-si, {select}" if select == "all" or tau == 0.95 else "another"
-    return "tt-si" if tau == 0.95 else f"tt-si, tau {tau}"
+    if select == "all":  # whatever tau
+        return "tt-si, all"
+    if tau != _PRESET.gate.tau:
+        return f"tt-si, {select} below {tau}"
+    return "tt-si" if select == _PRESET.gate.select else f"tt-si, {select}"
 
 
-def _setting(config: Mapping[str, Any], name: str) -> Any:
-    step, _, key = name.partition(".")
-    settings = config.get(step)
-    return settings.get(key) if isinstance(settings, dict) else None
+def _training_apart(config: Mapping[str, Any], n_inputs: int, n_seen: int, kind: str) -> dict[str, tuple[str, str]]:
+    """What SFT saw before the run; the paper's number of examples is known in thousands."""
+    found, n = {}, config.get("trained_on")
+    if kind == "sft" and not (isinstance(n, int) and round(n, -3) == SFT_SAMPLES):
+        found["trained on"] = "unknown" if n is None else str(n), "13k"
+    n_theirs = n_inputs if kind == "upper bound" else 0
+    if n_seen != n_theirs:
+        found["labels seen"] = str(n_seen), str(n_theirs)
+    return found
+
+
+def _settings_apart(config: Mapping[str, Any], names: tuple[str, ...]) -> dict[str, tuple[str, str]]:
+    """The settings under these names that are not those of the preset `paper`."""
+    paper = _PRESET.to_dict()
+    apart = config_differences(paper, {name: config[name] for name in paper if name in config})
+    found = {}
+    for name, (default, ours) in apart.items():
+        theirs = _COMES_TO.get(name, default)
+        if ours not in (theirs, ABSENT) and _within(name, names) and not _within(name, _NEVER):
+            found[name] = ours, theirs
+    return found
+
+
+def _within(name: str, steps: tuple[str, ...]) -> bool:
+    """Whether a dotted name is one of these, or lies under one."""
+    return any(f"{name}.".startswith(f"{step}.") for step in steps)

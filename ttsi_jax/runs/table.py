@@ -24,12 +24,13 @@ def shown(text: str, at_most: int = 4000) -> Text:
 
 
 class Rows(NamedTuple):
-    """A table as plain text; the first column is made of names, the others of figures. `note` explains them."""
+    """A table as plain text; the first column is made of names, and `justify` is for the others. `note` explains."""
 
     headings: tuple[str, ...]
     rows: list[tuple[str, ...]]
     title: str = ""
     note: str = ""
+    justify: Literal["left", "right"] = "right"
 
 
 def summary_table(summary: Mapping[str, Any], title: str, records: Iterable[Record]) -> Table:
@@ -55,7 +56,7 @@ def examples_table(records: Sequence[Record], n: int = 3) -> Table:
         pairs = [f"{pair['query']}\n→ {_calls(pair['calls'])}" for pair in record.synthetic if pair["accepted"]]
         before, after = _marked(record, "base_calls", "_base"), _marked(record, "calls", "")
         rows.append((record.request, f"{record.uncertainty:.2f}", "\n".join(pairs), before, after))
-    return rendered(Rows(headings, rows), justify="left")
+    return rendered(Rows(headings, rows, justify="left"))
 
 
 def plain_table(headings: Sequence[str], rows: Iterable[Iterable[object]]) -> Table:
@@ -64,7 +65,7 @@ def plain_table(headings: Sequence[str], rows: Iterable[Iterable[object]]) -> Ta
     texts = [
         tuple(words[value] if value is None or isinstance(value, bool) else str(value) for value in row) for row in rows
     ]
-    return rendered(Rows(tuple(headings), texts), justify="left")
+    return rendered(Rows(tuple(headings), texts, justify="left"))
 
 
 def accuracies(summary: Mapping[str, Any]) -> Rows:
@@ -139,12 +140,12 @@ def _calls(calls: Sequence[Mapping[str, Any]] | None) -> str:
     return "; ".join(f"{call['name']}({arguments})" for call, arguments in zip(calls, written, strict=True))
 
 
-def rendered(rows: Rows, justify: Literal["left", "right"] = "right") -> Table:
-    """A table for the terminal; `justify` is for all columns but the first."""
+def rendered(rows: Rows) -> Table:
+    """A table for the terminal."""
     table = Table(title=shown(rows.title) if rows.title else None, title_justify="left")
     table.caption, table.caption_justify = (shown(rows.note) if rows.note else None), "left"
     for column, heading in enumerate(rows.headings):
-        table.add_column(heading, justify=justify if column else "left", overflow="fold")
+        table.add_column(heading, justify=rows.justify if column else "left", overflow="fold")
     for row in rows.rows:
         table.add_row(*map(shown, row))
     return table
