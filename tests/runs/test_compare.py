@@ -71,6 +71,28 @@ def test_later_runs_are_held_against_the_first_where_both_have_the_input():
     assert found.groups[1].settings == {"gate.select": ("(absent)", '"all"'), "method": ('"tt-si"', '"base"')}
 
 
+def test_runs_of_several_tasks_are_held_against_the_first_of_their_own():
+    runs = {"x": as_run(*RECORDS, task="a"), "y": base_run(60, task="b"), "z": run(60, task="b", wave=2)}
+    runs |= {"w": as_run(*RECORDS, task="a", wave=2), "v": as_run(*RECORDS, task=["odd"])}
+    found = compare(runs)
+    assert [(one.before, one.after, one.inputs) for one in found.contrasts if ": base" not in one.before] == [
+        ("y", "z", 60),
+        ("x", "w", 6),
+    ]
+    assert [group.settings for group in found.groups if group.group.name in ("x", "y", "v")] == [{}, {}, {}]
+    assert found.groups[2].settings == {"wave": ("(absent)", "2"), "method": ('"base"', '"tt-si"')}
+
+
+def test_inputs_of_one_id_are_paired_where_they_are_one_input():
+    prints = {"right": "1", "parses": "2", "function": "3"}
+    first = as_run(*(replace(record, fingerprint=prints.get(record.id)) for record in RECORDS))
+    prints = {"right": "1", "parses": "another", "arguments": "3"}
+    second = as_run(*(replace(record, fingerprint=prints.get(record.id)) for record in RECORDS), wave=2)
+    contrast = compare({"a": first, "b": second}).contrasts[-1]
+    assert (contrast.before, contrast.after) == ("a", "b")
+    assert contrast.inputs == 5 and contrast.changes["call"].unchanged == 5  # all six but "parses"
+
+
 @pytest.mark.parametrize("seeds", [(0,), (0, 1), (5, 6, 7)])
 def test_causes_add_up_to_the_difference(seeds):
     runs = {"a0": run(150), "a1": run(150, seed=1)} | {f"b{seed}": run(150, seed=seed, wave=2) for seed in seeds}

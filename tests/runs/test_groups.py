@@ -55,6 +55,13 @@ def test_whatever_must_be_known_of_runs_is_noted():
         assert said in found
 
 
+def test_runs_of_different_tasks_need_not_have_the_same_inputs():
+    runs = {task: run(2, task=task, inputs=task, checksum=task) for task in ("a", "b")}
+    assert [note for note in notes(runs) if "not of the same" in note] == []
+    found = notes({**runs, "other": run(2, task="b", inputs="b", checksum="c")})
+    assert "not of the same weights" in found[-1] and not any("same inputs" in note for note in found)
+
+
 def test_loading_an_unfinished_run_changes_nothing(tmp_path):
     with open_run(tmp_path, {"seed": 0}) as opened:
         opened.append([labelled("a", True, True, error="once")])

@@ -54,7 +54,8 @@ class Cost(NamedTuple):
 
 
 class Compared(NamedTuple):
-    """A group with its own figures; `settings` maps each that differs to its value in the first group and here."""
+    """A group with its own figures; `settings` maps each that differs to its value in the first group of the same task
+    and here."""
 
     group: Group
     inputs: int
@@ -66,7 +67,7 @@ class Compared(NamedTuple):
 
 
 class Comparison(NamedTuple):
-    """`contrasts` hold each group against its own base, and each later one against the first."""
+    """`contrasts` hold each group against its own base, and each later one against the first of the same task."""
 
     groups: list[Compared]
     contrasts: list[Contrast]
@@ -76,9 +77,13 @@ class Comparison(NamedTuple):
 def compare(runs: Mapping[str, Run]) -> Comparison:
     """Compares runs, grouped by `group_runs`, in the order given."""
     groups = group_runs(runs)
+    firsts: dict[str, Group] = {}
+    compared = [_compared(group, firsts.setdefault(group.task, group)) for group in groups]
     contrasts = [_contrast(group, BASE, group, FINAL) for group in groups if _adapts(group)]
-    contrasts += [_contrast(groups[0], FINAL, group, FINAL) for group in groups[1:]]
-    return Comparison([_compared(group, groups[0]) for group in groups], contrasts, notes(runs))
+    contrasts += [
+        _contrast(first, FINAL, group, FINAL) for group in groups if (first := firsts[group.task]) is not group
+    ]
+    return Comparison(compared, contrasts, notes(runs))
 
 
 def to_json(comparison: Comparison) -> str:
@@ -152,9 +157,15 @@ def _adapts(group: Group) -> bool:
 
 
 def _shared(*groups: Group) -> list[str]:
-    """The inputs that are labelled and did not fail in every run, in the first run's order."""
-    records = [_by_id(run) for group in groups for run in group.runs.values()]
-    return [id for id in records[0] if all(_labelled(own.get(id)) for own in records)]
+    """The inputs that are the same, labelled and did not fail in every run, in the first run's order."""
+    runs = [_by_id(run) for group in groups for run in group.runs.values()]
+    found = ((id, [run.get(id) for run in runs]) for id in runs[0])
+    return [id for id, records in found if all(map(_labelled, records)) and _alike(records)]
+
+
+def _alike(records: Iterable[Record | None]) -> bool:
+    """Whether records of one id are of one input, as far as older ones tell."""
+    return len({record.fingerprint for record in records if record and record.fingerprint}) <= 1
 
 
 def _labelled(record: Record | None) -> bool:

@@ -26,7 +26,7 @@ def accuracies(comparison: Comparison) -> Rows:
         settings = "\n".join(f"{name} {value}" for name, (_, value) in group.settings.items())
         pairs = (_change(*group.accuracy[metric]) for metric in METRICS)
         rows.append((group.group.name, str(group.inputs), *pairs, settings))
-    headings = ("run", "inputs", *(f"{metric}, %" for metric in METRICS), "differs from the first in")
+    headings = ("run", "inputs", *(f"{metric}, %" for metric in METRICS), "differs from the task's first in")
     pick = "pick: the function with the highest score; tool: the functions that are called; call: their arguments too."
     return Rows(headings, rows, "Accuracy, base → final", f"{_INTERVAL} {pick}")
 

@@ -12,7 +12,7 @@ from ttsi_jax.runs.functions import Listed, read_functions
 from ttsi_jax.runs.record import Record, strict_json
 from ttsi_jax.runs.summary import summarise
 
-_SHOULD_AGREE = {
+_SHOULD_AGREE = {  # in the runs of one task
     "inputs": "the runs are not of the same inputs: differences are over those that both sides have",
     "checksum": "the runs are not of the same weights: differences are between models too",
 }
@@ -39,6 +39,11 @@ class Group(NamedTuple):
     def config(self) -> dict[str, Any]:
         """The settings that the runs have in common, with the seed of the first."""
         return next(iter(self.runs.values())).config
+
+    @property
+    def task(self) -> str:
+        """What groups must have in common to be held against each other."""
+        return _task(next(iter(self.runs.values())))
 
 
 def load_run(path: str | os.PathLike[str]) -> Run:
@@ -97,9 +102,14 @@ def notes(runs: Mapping[str, Run]) -> list[str]:
     """What a reader must know before believing figures: runs that are unfinished, mixed, or not of the same inputs."""
     found = [f"{name}: {note}" for name, run in runs.items() for note in _notes(run)]
     for setting, said in _SHOULD_AGREE.items():
-        if len({strict_json(run.config.get(setting)) for run in runs.values()}) > 1:
+        values = {(_task(run), strict_json(run.config.get(setting))) for run in runs.values()}
+        if len(values) > len({task for task, _ in values}):
             found.append(said)
     return found
+
+
+def _task(run: Run) -> str:
+    return str(run.config.get("task"))
 
 
 def _notes(run: Run) -> list[str]:

@@ -32,7 +32,7 @@ def render_report(runs: Mapping[str, Run]) -> str:
     """The report as one self-contained HTML page: the runs side by side, then all their inputs.
 
     Args:
-        runs: Name to run, as `load_runs` returns them; later ones are compared with the first.
+        runs: Name to run, as `load_runs` returns them; later ones are compared with the first of their task.
     """
     style, script = _read("style.css"), "".join(map(_read, SCRIPTS))
     page = Template(_read("template.html")).substitute(
