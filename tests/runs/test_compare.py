@@ -50,7 +50,7 @@ def test_a_run_against_its_own_base_by_hand():
     assert contrast.changes["tool"] == Changes(broke=2, fixed=2, unchanged=2, broke_rate=1 / 2, p=1.0)
     assert contrast.difference["call"].value == pytest.approx(2 / 6)
     assert contrast.causes == {"parses": Cause(1, 1), "function": Cause(1, 0), "arguments": Cause(1, 0)}
-    assert compared[0].cost == Cost(seconds=6.0, tokens=90, examples=3, corrected=3)
+    assert compared[0].cost == Cost(seconds=6.0, tokens=90, examples=3, teacher={}, corrected=3)
     base, final = compared[0].accuracy["call"]
     assert (base.value, final.value) == (pytest.approx(2 / 6), pytest.approx(4 / 6))
 
@@ -126,6 +126,38 @@ def test_the_papers_figure_knows_which_labels_were_seen():
         records = [replace(record, seen=number < count) for number, record in enumerate(RECORDS)]
         found = compare({"a": as_run(*records, **config)}).groups[0].paper
         assert found.published.method == method and found.differs["labels seen"][0] == str(count)
+
+
+@pytest.mark.parametrize(
+    "config, examples",
+    [
+        ({}, 6),
+        ({"synthesis": {"k": 2, "held_out": True}}, 5),  # the third of one input is held out
+        ({"method": "tt-icl"}, 0),
+        ({"method": "icl", "synthesis": {"k": 2}}, 0),
+        ({"method": "base", "adapt": {"start": "sft"}, "trained_on": 500}, 500),
+        ({"adapt": {"start": "sft"}, "trained_on": 500}, 506),
+        ({"adapt": {"start": "sft"}}, None),
+        ({"adapt": {"start": "sft"}, "trained_on": "many"}, None),
+        ({"adapt": {"start": None}}, 6),
+    ],
+)
+def test_examples_are_those_that_adapters_were_trained_on(config, examples):
+    pairs = {"parses": 3, "function": 2, "arguments": 1, "right": 4}
+    adapted = config.get("method") != "base"
+    records = [
+        replace(record, adapted=adapted and record.id != "right", synthetic=[PAIR] * pairs.get(record.id, 0))
+        for record in RECORDS
+    ]
+    assert compare({"a": as_run(*records, **config)}).groups[0].cost.examples == examples
+
+
+def test_what_a_teacher_took_is_counted_over_all_its_pairs_as_a_mean_over_seeds():
+    usage = {"requests": 2, "prompt_tokens": 100, "completion_tokens": 10, "cost": 0.5}
+    pairs = [PAIR | {"usage": usage}, PAIR | {"usage": usage, "accepted": False}]
+    taught = as_run(*(replace(record, synthetic=pairs) for record in RECORDS))
+    found = compare({"a": taught, "b": taught._replace(config=taught.config | {"seed": 1})}).groups[0].cost.teacher
+    assert found == {"requests": 32, "prompt_tokens": 1600, "completion_tokens": 160, "cost": 8.0}
 
 
 def test_records_of_older_runs_without_newer_fields_are_compared():

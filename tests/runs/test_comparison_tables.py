@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 from runs.synthetic import base_run, run
 from ttsi_jax.runs.compare import compare
 from ttsi_jax.runs.comparison_tables import comparison_tables
@@ -33,7 +35,7 @@ def test_every_table_has_its_rows_and_as_many_cells_as_headings():
         ("base → tt (2 seeds)", "call"),
     ]
     cost = found["What it cost"].rows[1]
-    assert cost[-1].endswith("×") and "– (–)" in cost
+    assert cost[-1].endswith("× (the paper's)") and "– (–)" in cost
     beside = found["Beside the paper"].rows[1]
     assert beside[1:4] == ("TT-SI", "72.43", "+5.76") and beside[-1] == "2"
     assert [row[1:] for row in found["Not as in the paper"].rows[2:]] == [
@@ -46,3 +48,35 @@ def test_a_run_without_labels_or_records_has_no_figures():
     found = tables({"empty": Run({}, [], None)})
     assert found["Accuracy, base → final"].rows == [("empty", "0", *["– → –"] * 3, "")]
     assert "Gate: errors" not in found and "Beside the paper" not in found
+
+
+def column(runs, heading):
+    found = tables(runs)["What it cost"]
+    return [row[found.headings.index(heading)] for row in found.rows]
+
+
+def test_sft_is_the_run_of_the_same_task_or_else_the_papers():
+    ours, others, theirs = ({"task": task} for task in ("sealtools", "made-up", "other"))
+    learned = int(compare({"a": run(60)}).groups[0].cost.examples)
+    sft = {"adapt": {"start": "sft"}, "trained_on": 10 * learned}
+    seen = base_run(60, **ours, **sft)
+    seen = seen._replace(records=[replace(record, seen=True) for record in seen.records])
+    runs = {"paper": run(60, **ours), "a": run(60, **others), "upper bound": seen, "sft": base_run(60, **others, **sft)}
+    papers = f"{13_000 / learned:,.0f}× (the paper's)"
+    assert column(runs, "fewer than SFT") == [papers, "10× (sft)", "–", "–"]
+    assert column(runs, "examples (each)")[3] == f"{10 * learned:.0f} (–)"
+    assert column({"x": run(60, **theirs), "sft": base_run(60, **others, **sft)}, "fewer than SFT") == ["–", "–"]
+    runs = {"own": base_run(60, **ours, **sft), "tt-si": run(60, **ours)}
+    assert column(runs, "fewer than SFT") == ["–", "10× (own)"]
+
+
+def test_a_teachers_tokens_and_price_are_there_where_there_was_one():
+    usage = {"requests": 1, "prompt_tokens": 1000, "completion_tokens": 50, "cost": 0.0025}
+    plain, taught = run(20), run(20, method="tt-d")
+    first, *rest = taught.records
+    pair = {"query": "q", "calls": [], "accepted": False, "reason": "no", "usage": usage}
+    runs = {"plain": plain, "taught": taught._replace(records=[replace(first, synthetic=[pair]), *rest])}
+    corrected = compare(runs).groups[1].cost.corrected
+    assert column(runs, "teacher's tokens (each)") == ["– (–)", f"1,050 ({1050 / corrected:.3g})"]
+    assert column(runs, "its price (each)") == ["– (–)", f"0.0025 ({0.0025 / corrected:.3g})"]
+    assert "teacher's tokens (each)" not in tables({"plain": plain})["What it cost"].headings

@@ -8,13 +8,13 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ttsi_jax.runs import statistics
-from ttsi_jax.runs.directory import config_differences
+from ttsi_jax.runs.directory import config_differences, setting
 from ttsi_jax.runs.gate_report import GateReport, gate_report
 from ttsi_jax.runs.groups import Group, Run, group_runs, notes
 from ttsi_jax.runs.paper import Beside, beside
 from ttsi_jax.runs.record import Record, strict_json
 from ttsi_jax.runs.statistics import Array, Changes, Interval
-from ttsi_jax.runs.summary import METRICS, base_and_final
+from ttsi_jax.runs.summary import METRICS, base_and_final, teacher_usage
 
 BASE, FINAL = 0, 1
 CAUSES = ("parses", "function", "arguments")  # what stands between an answer and being right, in this order
@@ -44,21 +44,24 @@ class Contrast(NamedTuple):
 
 class Cost(NamedTuple):
     """What a run took, as means over the seeds: seconds without compiling and without base answers that only measure,
-    tokens (None where the run did not count them), accepted pairs that adapters were trained on, and inputs that were
-    wrong with the base and are right now."""
+    tokens (None where the run did not count them), examples that adapters were trained on, before the run too (None
+    where the one that it began with does not say), what a teacher counted (requests, tokens, cost; empty where there
+    was none), and inputs that were wrong with the base and are right now."""
 
     seconds: float
     tokens: float | None
-    examples: float
+    examples: float | None
+    teacher: dict[str, float]
     corrected: float
 
 
 class Compared(NamedTuple):
-    """A group with its own figures; `settings` maps each that differs to its value in the first group of the same task
-    and here."""
+    """A group with its own figures; `seen` are the inputs whose labels the model was trained on before the run, and
+    `settings` maps each that differs to its value in the first group of the same task and here."""
 
     group: Group
     inputs: int
+    seen: int
     settings: dict[str, tuple[str, str]]
     accuracy: dict[str, tuple[Interval, Interval]]  # by metric: with the base, and in the end
     cost: Cost
@@ -123,7 +126,8 @@ def _compared(group: Group, first: Group) -> Compared:
     seen = max(sum(record.seen for record in run.records) for run in group.runs.values())
     settings = config_differences({**first.config, "seed": None}, {**group.config, "seed": None})
     published = beside(group.config, inputs, seen)
-    return Compared(group, inputs, settings, accuracy, _cost(group), gate_report(group.runs.values()), published)
+    report = gate_report(group.runs.values())
+    return Compared(group, inputs, seen, settings, accuracy, _cost(group), report, published)
 
 
 def _contrast(first: Group, side: int, second: Group, other: int) -> Contrast:
@@ -190,9 +194,30 @@ def _cost(group: Group) -> Cost:
     n = len(group.runs)
     seconds = math.fsum(value for record in records for stage, value in record.seconds.items() if _counts(stage))
     counted = [value for record in records for stage, value in record.tokens.items() if _counts(stage)]
-    examples = sum(pair["accepted"] for record in records if record.adapted for pair in record.synthetic)
+    tokens = sum(counted) / n if counted else None
+    before, learned = _trained_before(group.config), sum(_learned(record, group.config) for record in records)
+    examples = None if before is None else before + learned / n
+    usage = teacher_usage(pair for record in records for pair in record.synthetic)
+    teacher = {name: value / n for name, value in usage.items()}
     corrected = sum(_labelled(record) and base_and_final(record, "call") == (False, True) for record in records)
-    return Cost(seconds / n, sum(counted) / n if counted else None, examples / n, corrected / n)
+    return Cost(seconds / n, tokens, examples, teacher, corrected / n)
+
+
+def _trained_before(config: Mapping[str, Any]) -> int | None:
+    """Examples behind the adapter that a run begins with."""
+    if setting(config, "adapt.start") is None:
+        return 0
+    n = config.get("trained_on")
+    return n if isinstance(n, int) else None
+
+
+def _learned(record: Record, config: Mapping[str, Any]) -> int:
+    """Pairs that an input's adapters were trained on: none that were shown in its prompt, nor the one held out, which
+    is written beyond --synthesis.k."""
+    if not record.adapted or config.get("method") in ("tt-icl", "icl"):
+        return 0
+    accepted, k = sum(pair["accepted"] for pair in record.synthetic), setting(config, "synthesis.k")
+    return min(accepted, k) if isinstance(k, int) else accepted
 
 
 def _counts(stage: str) -> bool:

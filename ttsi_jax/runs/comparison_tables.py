@@ -2,8 +2,8 @@
 
 import math
 
-from ttsi_jax.runs.compare import CAUSES, Compared, Comparison
-from ttsi_jax.runs.paper import SFT_SAMPLES, TT_SI_SAMPLES
+from ttsi_jax.runs.compare import CAUSES, Compared, Comparison, Cost
+from ttsi_jax.runs.paper import SFT_SAMPLES, TT_SI_SAMPLES, is_upper_bound
 from ttsi_jax.runs.statistics import Interval
 from ttsi_jax.runs.summary import METRICS
 from ttsi_jax.runs.table import Rows
@@ -12,6 +12,7 @@ _INTERVAL = (
     "In brackets: 95 % bootstrap intervals over inputs, and over seeds where a run has several; under some 30 inputs "
     "they are too narrow."
 )
+_PRICE = "The teacher's price is by --teacher.price-in and --teacher.price-out, and 0 without them."
 
 
 def comparison_tables(comparison: Comparison) -> list[Rows]:
@@ -64,20 +65,23 @@ def causes(comparison: Comparison) -> Rows:
 
 
 def costs(comparison: Comparison) -> Rows:
-    rows = []
+    taught, rows = any(group.cost.teacher for group in comparison.groups), []
     for group in comparison.groups:
         cost = group.cost
-        spent = (cost.seconds, cost.tokens, cost.examples)
+        spent = [cost.seconds, cost.tokens, cost.examples, *(_paid(cost) if taught else ())]
         each = [None if value is None or not cost.corrected else value / cost.corrected for value in spent]
         cells = (f"{_figure(total)} ({_figure(one)})" for total, one in zip(spent, each, strict=True))
-        rows.append((group.group.name, _short(cost.corrected), *cells, _fewer_than_sft(group)))
-    headings = ("run", "corrected", "seconds (each)", "tokens (each)", "examples (each)", "fewer than SFT")
+        rows.append((group.group.name, _short(cost.corrected), *cells, _fewer_than_sft(group, comparison)))
+    what = ("seconds", "tokens", "examples", *(("teacher's tokens", "its price") if taught else ()))
+    headings = ("run", "corrected", *(f"{name} (each)" for name in what), "fewer than SFT")
     note = (
-        "corrected: inputs whose call the base had wrong and that is right now; each: per such input. Compiling and "
-        "base answers that only measure are left out. examples: pairs that adapters were trained on. The paper's SFT "
-        f"took {SFT_SAMPLES:,} on SealTool, its TT-SI {TT_SI_SAMPLES}: {SFT_SAMPLES / TT_SI_SAMPLES:.0f}× fewer."
+        "corrected: inputs whose call the base had wrong and that is right now; each: per such input. Compiling, base "
+        "answers that only measure and fine-tuning before the run are left out. examples: pairs that adapters were "
+        "trained on, and what the run's start was. fewer than SFT: than the SFT run of the same task that is named; "
+        f"on Seal-Tools without one, than the paper's {SFT_SAMPLES:,}, where its TT-SI took {TT_SI_SAMPLES}: "
+        f"{SFT_SAMPLES / TT_SI_SAMPLES:.0f}× fewer."
     )
-    return Rows(headings, rows, "What it cost", note)
+    return Rows(headings, rows, "What it cost", f"{note} {_PRICE}" if taught else note)
 
 
 def error_detection(comparison: Comparison) -> Rows:
@@ -141,10 +145,29 @@ def paper_differences(comparison: Comparison) -> Rows:
     return Rows(("run", "differs in", "here", "the paper"), rows, "Not as in the paper", justify="left")
 
 
-def _fewer_than_sft(group: Compared) -> str:
-    """Against the paper's number for the one task that it is known for."""
-    known = group.group.config.get("task") == "sealtools" and group.cost.examples
-    return f"{SFT_SAMPLES / group.cost.examples:,.0f}×" if known else "–"
+def _paid(cost: Cost) -> tuple[float | None, float | None]:
+    """A teacher's tokens and their price; None where there was none."""
+    if not cost.teacher:
+        return None, None
+    tokens = sum(cost.teacher.get(name, 0) for name in ("prompt_tokens", "completion_tokens"))
+    return tokens, cost.teacher.get("cost")
+
+
+def _fewer_than_sft(group: Compared, comparison: Comparison) -> str:
+    """How many times more examples SFT took, and which SFT."""
+    if not group.cost.examples or group.group.config.get("method") == "base":
+        return "–"
+    tuned = [other for other in comparison.groups if other.group.task == group.group.task and _is_sft(other)]
+    known = [(other.cost.examples, other.group.name) for other in tuned]
+    if group.group.task == "sealtools":
+        known.append((SFT_SAMPLES, "the paper's"))
+    return next((f"{_figure(n / group.cost.examples)}× ({whose})" for n, whose in known if n), "–")
+
+
+def _is_sft(group: Compared) -> bool:
+    """Whether it answers with one adapter for all inputs, and not with what was trained on their labels."""
+    base = group.group.config.get("method") == "base"
+    return base and bool(group.cost.examples) and not is_upper_bound(group.inputs, group.seen)
 
 
 def _between(before: str, after: str) -> str:
@@ -168,7 +191,7 @@ def _number(value: float | None, decimals: int, signed: bool = False) -> str:
 
 
 def _figure(value: float | None) -> str:
-    return "–" if value is None else f"{value:,.0f}" if value >= 100 else _short(value)
+    return "–" if value is None else f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
 def _short(value: float) -> str:

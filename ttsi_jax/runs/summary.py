@@ -62,7 +62,7 @@ def summarise(records: Sequence[Record]) -> dict[str, Any]:
         "broke_pick": changes["pick"]["broke"],
         **accuracies,
         **_passes(sound),
-        "teacher": _teacher(pairs),
+        "teacher": teacher_usage(pairs),
         "seen": sum(record.seen for record in sound),
         "correct": correct,
         "labelled": labelled,
@@ -88,7 +88,7 @@ def _passes(records: Iterable[Record]) -> dict[str, dict[str, float]]:
     return found
 
 
-def _teacher(pairs: Iterable[Pair]) -> dict[str, float]:
+def teacher_usage(pairs: Iterable[Pair]) -> dict[str, float]:
     """What a teacher counted, over all pairs; empty where there was none."""
     total = Counter[str]()
     for pair in pairs:
