@@ -1,9 +1,13 @@
+import re
 from dataclasses import replace
+
+from rich.console import Console
 
 from runs.synthetic import base_run, run
 from ttsi_jax.runs.compare import compare
 from ttsi_jax.runs.comparison_tables import comparison_tables
 from ttsi_jax.runs.groups import Run
+from ttsi_jax.runs.table import rendered
 
 SEALTOOLS = {"task": "sealtools", "gate": {"select": "uncertain", "tau": 0.95}}
 
@@ -16,6 +20,7 @@ def test_every_table_has_its_rows_and_as_many_cells_as_headings():
     runs = {"base": base_run(60, **SEALTOOLS), "tt-0": run(60, **SEALTOOLS), "tt-1": run(60, seed=1, **SEALTOOLS)}
     found = tables(runs)
     assert list(found) == [
+        "Runs",
         "Accuracy, base → final",
         "What changed",
         "Where the gain comes from",
@@ -27,17 +32,17 @@ def test_every_table_has_its_rows_and_as_many_cells_as_headings():
     ]
     for rows in found.values():
         assert {len(row) for row in rows.rows} == {len(rows.headings)}
-    assert found["What changed"].headings[:4] == ("answers", "metric", "broke, % of right", "broke")
+    assert found["What changed"].headings[:4] == ("answers", "metric", "broke (% of right)", "fixed")
     assert [row[:2] for row in found["What changed"].rows] == [
-        ("tt (2 seeds): base → final", "tool"),
-        ("tt (2 seeds): base → final", "call"),
-        ("base → tt (2 seeds)", "tool"),
-        ("base → tt (2 seeds)", "call"),
+        ("base → 2", "tool"),
+        ("base → 2", "call"),
+        ("1 → 2", "tool"),
+        ("1 → 2", "call"),
     ]
     cost = found["What it cost"].rows[1]
     assert cost[-1].endswith("× (the paper's)") and "– (–)" in cost
     beside = found["Beside the paper"].rows[1]
-    assert beside[1:4] == ("TT-SI", "72.43", "+5.76") and beside[-1] == "2"
+    assert beside[:3] == ("2", "TT-SI", "72.43 (+5.76)") and beside[-1] == "2"
     assert [row[1:] for row in found["Not as in the paper"].rows[2:]] == [
         ("model", "tiny", "Qwen2.5-1.5B-Instruct"),
         ("inputs", "60", "294"),
@@ -46,7 +51,7 @@ def test_every_table_has_its_rows_and_as_many_cells_as_headings():
 
 def test_a_run_without_labels_or_records_has_no_figures():
     found = tables({"empty": Run({}, [], None)})
-    assert found["Accuracy, base → final"].rows == [("empty", "0", *["– → –"] * 3, "")]
+    assert found["Accuracy, base → final"].rows == [("1", "0", *["– → –"] * 3)]
     assert "Gate: errors" not in found and "Beside the paper" not in found
 
 
@@ -63,11 +68,11 @@ def test_sft_is_the_run_of_the_same_task_or_else_the_papers():
     seen = seen._replace(records=[replace(record, seen=True) for record in seen.records])
     runs = {"paper": run(60, **ours), "a": run(60, **others), "upper bound": seen, "sft": base_run(60, **others, **sft)}
     papers = f"{13_000 / learned:,.0f}× (the paper's)"
-    assert column(runs, "fewer than SFT") == [papers, "10× (sft)", "–", "–"]
+    assert column(runs, "fewer than SFT") == [papers, "10× (run 4)", "–", "–"]
     assert column(runs, "examples (each)")[3] == f"{10 * learned:.0f} (–)"
     assert column({"x": run(60, **theirs), "sft": base_run(60, **others, **sft)}, "fewer than SFT") == ["–", "–"]
     runs = {"own": base_run(60, **ours, **sft), "tt-si": run(60, **ours)}
-    assert column(runs, "fewer than SFT") == ["–", "10× (own)"]
+    assert column(runs, "fewer than SFT") == ["–", "10× (run 1)"]
 
 
 def test_a_teachers_tokens_and_price_are_there_where_there_was_one():
@@ -80,3 +85,24 @@ def test_a_teachers_tokens_and_price_are_there_where_there_was_one():
     assert column(runs, "teacher's tokens (each)") == ["– (–)", f"1,050 ({1050 / corrected:.3g})"]
     assert column(runs, "its price (each)") == ["– (–)", f"0.0025 ({0.0025 / corrected:.3g})"]
     assert "teacher's tokens (each)" not in tables({"plain": plain})["What it cost"].headings
+
+
+def test_long_names_stand_in_the_legend_alone_and_a_narrow_terminal_breaks_no_word_of_the_others():
+    names = [f"sealtools.smollm2-135m-instruct.tt-si.{'adapt.scope-suffix.' * 5}seed-{n}" for n in range(2)]
+    runs = {names[0]: run(60, **SEALTOOLS), names[1]: run(60, wave=4, **SEALTOOLS), "base": base_run(60)}
+    legend, *others = comparison_tables(compare(runs))
+    assert legend.rows == [
+        ("1", names[0], "sealtools", ""),
+        ("2", names[1], "sealtools", "wave 4"),
+        ("3", "base", "made-up", ""),
+    ]
+    text, words = "", set()
+    for rows in others:
+        console = Console(width=80)
+        with console.capture() as capture:
+            console.print(rendered(rows))
+        text += capture.get()
+        words |= {word for heading in rows.headings for word in heading.split()}
+    assert "smollm2" not in text and max(map(len, text.splitlines())) <= 80
+    assert words <= set(re.sub("[┃│]", " ", text).split())
+    assert "│ base → 1 │" in text and "│ 1 → 2    │" in text

@@ -23,6 +23,7 @@ def test_runs_that_differ_in_their_seed_alone_are_one_group():
         "again": run(2, seed=2),
     }
     groups = group_runs(runs)
+    assert [group.number for group in groups] == [1, 2, 3, 4]
     assert [(group.name, list(group.runs), group.seeds) for group in groups] == [
         ("base", ["base"], (0,)),
         ("tt-si (2 seeds)", ["tt-si-2", "tt-si-10"], (2, 10)),

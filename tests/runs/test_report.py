@@ -159,7 +159,7 @@ def test_an_unfinished_run_says_so():
 
 def test_seeds_share_their_figures_and_keep_their_inputs():
     found = report_data({"base": base_run(50), "tt-0": run(50), "tt-1": run(50, seed=1)})
-    assert [gate["name"] for gate in found["gates"]] == ["base", "tt (2 seeds)"]
+    assert [gate["name"] for gate in found["gates"]] == ["1: base", "2: tt (2 seeds)"]
     assert found["gates"][0]["gain"] is None
     assert [len(own["records"]) for own in found["runs"]] == [50, 50, 50]
     assert {own["title"] for own in found["tables"]} > {"What changed", "Gate: errors"}

@@ -30,6 +30,7 @@ class Cause(NamedTuple):
 class Contrast(NamedTuple):
     """One side's answers against another's, on the inputs that are labelled and did not fail in any run of both.
 
+    `before` and `after` are the groups' numbers; where a group is held against its own base, `before` is `base`.
     `causes` part the fixed calls by what was wrong before, and the broken ones by what is wrong after; their sum, fixed
     less broke, is the difference in call accuracy.
     """
@@ -150,8 +151,8 @@ def _contrast(first: Group, side: int, second: Group, other: int) -> Contrast:
             if after and not before:
                 broke[after] += 1
     causes = {name: Cause(fixed[name] / len(pairs), broke[name] / len(pairs)) for name in CAUSES}
-    names = (f"{first.name}: base", "final") if side == BASE else (first.name, second.name)
-    return Contrast(*names, len(shared), difference, changes, causes)
+    before = "base" if side == BASE else str(first.number)
+    return Contrast(before, str(second.number), len(shared), difference, changes, causes)
 
 
 def _adapts(group: Group) -> bool:

@@ -16,18 +16,25 @@ _PRICE = "The teacher's price is by --teacher.price-in and --teacher.price-out, 
 
 
 def comparison_tables(comparison: Comparison) -> list[Rows]:
-    """The tables of a comparison that have a row, the most important first."""
-    tables = (accuracies, changes, causes, costs, error_detection, gate, paper, paper_differences)
+    """The tables of a comparison that have a row, the most important first; they call groups by their numbers."""
+    tables = (legend, accuracies, changes, causes, costs, error_detection, gate, paper, paper_differences)
     return [rows for table in tables if (rows := table(comparison)).rows]
+
+
+def legend(comparison: Comparison) -> Rows:
+    rows = []
+    for group in comparison.groups:
+        settings = "\n".join(f"{name} {value}" for name, (_, value) in group.settings.items())
+        rows.append((str(group.group.number), group.group.name, group.group.task, settings))
+    return Rows(("run", "name", "task", "differs from the task's first in"), rows, "Runs", justify="left")
 
 
 def accuracies(comparison: Comparison) -> Rows:
     rows = []
     for group in comparison.groups:
-        settings = "\n".join(f"{name} {value}" for name, (_, value) in group.settings.items())
         pairs = (_change(*group.accuracy[metric]) for metric in METRICS)
-        rows.append((group.group.name, str(group.inputs), *pairs, settings))
-    headings = ("run", "inputs", *(f"{metric}, %" for metric in METRICS), "differs from the task's first in")
+        rows.append((str(group.group.number), str(group.inputs), *pairs))
+    headings = ("run", "inputs", *(f"{metric}, %" for metric in METRICS))
     pick = "pick: the function with the highest score; tool: the functions that are called; call: their arguments too."
     return Rows(headings, rows, "Accuracy, base → final", f"{_INTERVAL} {pick}")
 
@@ -36,14 +43,15 @@ def changes(comparison: Comparison) -> Rows:
     rows = []
     for contrast in comparison.contrasts:
         for metric, found in contrast.changes.items():
-            counts = (str(count) for count in (found.broke, found.fixed, found.unchanged))
+            broke = f"{found.broke} ({_number(100 * found.broke_rate, 1)})"
             difference = _interval(contrast.difference[metric], 100, signed=True)
-            rate = _number(100 * found.broke_rate, 1)
-            rows.append((_between(contrast.before, contrast.after), metric, rate, *counts, difference, _p(found.p)))
-    headings = ("answers", "metric", "broke, % of right", "broke", "fixed", "unchanged", "difference, points", "p")
+            counts = (broke, str(found.fixed), str(found.unchanged))
+            rows.append((_between(contrast.before, contrast.after), metric, *counts, difference, _p(found.p)))
+    headings = ("answers", "metric", "broke (% of right)", "fixed", "same", "points", "p")
     note = (
-        "On the inputs that both sides have. p: McNemar's exact test; with several seeds an input is fixed where it is "
-        "right more often than before, and the test is the sign test over inputs."
+        "base → 1: run 1 against its own base. On the inputs that both sides have; points: the difference in accuracy. "
+        "p: McNemar's exact test; with several seeds an input is fixed where it is right more often than before, and "
+        "the test is the sign test over inputs."
     )
     return Rows(headings, rows, "What changed", note)
 
@@ -71,7 +79,7 @@ def costs(comparison: Comparison) -> Rows:
         spent = [cost.seconds, cost.tokens, cost.examples, *(_paid(cost) if taught else ())]
         each = [None if value is None or not cost.corrected else value / cost.corrected for value in spent]
         cells = (f"{_figure(total)} ({_figure(one)})" for total, one in zip(spent, each, strict=True))
-        rows.append((group.group.name, _short(cost.corrected), *cells, _fewer_than_sft(group, comparison)))
+        rows.append((str(group.group.number), _short(cost.corrected), *cells, _fewer_than_sft(group, comparison)))
     what = ("seconds", "tokens", "examples", *(("teacher's tokens", "its price") if taught else ()))
     headings = ("run", "corrected", *(f"{name} (each)" for name in what), "fewer than SFT")
     note = (
@@ -90,7 +98,7 @@ def error_detection(comparison: Comparison) -> Rows:
         for metric, found in (group.gate.errors if group.gate else {}).items():
             auroc = _interval(found.auroc, decimals=2)
             rates = (_number(100 * found.error_rate, 1), auroc, _number(found.auprc, 2), _number(found.augrc, 3))
-            rows.append((group.group.name, metric, str(found.inputs), *rates))
+            rows.append((str(group.group.number), metric, str(found.inputs), *rates))
     headings = ("run", "errors in", "inputs", "error rate, %", "AUROC", "AUPRC", "AUGRC")
     note = (
         "Does uncertainty point at the base's errors? A useless gate has AUROC 0.5, AUPRC the error rate, AUGRC half "
@@ -106,7 +114,7 @@ def gate(comparison: Comparison) -> Rows:
         if calibration or gain:
             calibrated = (_number(calibration.error, 3), _number(calibration.brier, 3)) if calibration else ("–", "–")
             gained = (_interval(gain.auroc, decimals=2), f"{gain.adapted} of {gain.of}") if gain else ("–", "–")
-            rows.append((group.group.name, *calibrated, *gained))
+            rows.append((str(group.group.number), *calibrated, *gained))
     headings = ("run", "calibration error", "Brier", "gain-AUROC", "known from")
     note = (
         "Calibration of the highest probability, in 10 bins of equal mass. gain-AUROC: are the inputs that adapting "
@@ -121,14 +129,10 @@ def paper(comparison: Comparison) -> Rows:
         if group.paper is None:
             continue
         published, differs = group.paper
-        ours, gains = [], []
-        for metric in ("tool", "call"):
-            base, final = group.accuracy[metric]
-            ours.append(_number(100 * final.value, 1))
-            gains.append(_number(100 * (final.value - base.value), 1, signed=True))
-        theirs = (published.method, published.accuracy, _number(published.gain, 2, signed=True))
-        rows.append((group.group.name, *theirs, *ours, *gains, str(len(differs))))
-    headings = ("run", "paper's", "accuracy", "gain", "ours: tool", "call", "gain: tool", "call", "differences")
+        theirs = f"{published.accuracy} ({_number(published.gain, 2, signed=True)})"
+        ours = (_gained(*group.accuracy[metric]) for metric in ("tool", "call"))
+        rows.append((str(group.group.number), published.method, theirs, *ours, str(len(differs))))
+    headings = ("run", "the paper's", "its accuracy (gain)", "tool (gain)", "call (gain)", "differences")
     note = (
         "arXiv 2510.07841, in percent and points. The paper does not say whether its accuracy is of tools or of calls. "
         "Differences are in model, inputs and settings, as far as they are known; what it does not say of its settings "
@@ -141,7 +145,7 @@ def paper_differences(comparison: Comparison) -> Rows:
     rows = []
     for group in comparison.groups:
         for name, (ours, theirs) in (group.paper.differs if group.paper else {}).items():
-            rows.append((group.group.name, name, ours, theirs))
+            rows.append((str(group.group.number), name, ours, theirs))
     return Rows(("run", "differs in", "here", "the paper"), rows, "Not as in the paper", justify="left")
 
 
@@ -158,7 +162,7 @@ def _fewer_than_sft(group: Compared, comparison: Comparison) -> str:
     if not group.cost.examples or group.group.config.get("method") == "base":
         return "–"
     tuned = [other for other in comparison.groups if other.group.task == group.group.task and _is_sft(other)]
-    known = [(other.cost.examples, other.group.name) for other in tuned]
+    known = [(other.cost.examples, f"run {other.group.number}") for other in tuned]
     if group.group.task == "sealtools":
         known.append((SFT_SAMPLES, "the paper's"))
     return next((f"{_figure(n / group.cost.examples)}× ({whose})" for n, whose in known if n), "–")
@@ -176,6 +180,10 @@ def _between(before: str, after: str) -> str:
 
 def _change(before: Interval, after: Interval) -> str:
     return f"{_number(100 * before.value, 1)} → {_interval(after, 100)}"
+
+
+def _gained(base: Interval, final: Interval) -> str:
+    return f"{_number(100 * final.value, 1)} ({_number(100 * (final.value - base.value), 1, signed=True)})"
 
 
 def _interval(interval: Interval, scale: float = 1, decimals: int = 1, signed: bool = False) -> str:

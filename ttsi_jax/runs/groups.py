@@ -29,8 +29,9 @@ class Run(NamedTuple):
 
 
 class Group(NamedTuple):
-    """Runs of the same settings, by name, each with another seed; `seeds` in the same order."""
+    """Runs of the same settings, by name, each with another seed; `seeds` in the same order, and `number` from 1."""
 
+    number: int
     name: str
     runs: dict[str, Run]
     seeds: tuple[Any, ...]
@@ -87,15 +88,15 @@ def group_runs(runs: Mapping[str, Run]) -> list[Group]:
         while strict_json(seed) in found.setdefault((settings, number), {}):
             number += 1
         found[settings, number][strict_json(seed)] = name
-    return [_group({name: runs[name] for name in names.values()}) for names in found.values()]
+    return [_group(n, {name: runs[name] for name in names.values()}) for n, names in enumerate(found.values(), 1)]
 
 
-def _group(runs: dict[str, Run]) -> Group:
+def _group(number: int, runs: dict[str, Run]) -> Group:
     runs = dict(sorted(runs.items(), key=lambda item: strict_json(item[1].config.get("seed")).zfill(10)))
     name = next(iter(runs))
     if len(runs) > 1:
         name = f"{os.path.commonprefix(list(runs)).rstrip('-_./ ') or name} ({len(runs)} seeds)"
-    return Group(name, runs, tuple(run.config.get("seed") for run in runs.values()))
+    return Group(number, name, runs, tuple(run.config.get("seed") for run in runs.values()))
 
 
 def notes(runs: Mapping[str, Run]) -> list[str]:

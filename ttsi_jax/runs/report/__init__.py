@@ -120,7 +120,7 @@ def _gate(group: Compared) -> dict[str, Any] | None:
     errors = {metric: _points(found.risk) for metric, found in group.gate.errors.items()}
     calibration, gain = group.gate.calibration, group.gate.gain
     return {
-        "name": group.group.name,
+        "name": f"{group.group.number}: {group.group.name}",
         "risk": errors,
         "bins": plain(calibration.bins) if calibration else None,
         "gain": {
