@@ -55,7 +55,7 @@ def test_a_run_without_labels_or_records_has_no_figures():
     assert "Gate: errors" not in found and "Beside the paper" not in found
 
 
-def column(runs, heading):
+def cost_column(runs, heading):
     found = tables(runs)["What it cost"]
     return [row[found.headings.index(heading)] for row in found.rows]
 
@@ -68,11 +68,11 @@ def test_sft_is_the_run_of_the_same_task_or_else_the_papers():
     seen = seen._replace(records=[replace(record, seen=True) for record in seen.records])
     runs = {"paper": run(60, **ours), "a": run(60, **others), "upper bound": seen, "sft": base_run(60, **others, **sft)}
     papers = f"{13_000 / learned:,.0f}× (the paper's)"
-    assert column(runs, "fewer than SFT") == [papers, "10× (run 4)", "–", "–"]
-    assert column(runs, "examples (each)")[3] == f"{10 * learned:.0f} (–)"
-    assert column({"x": run(60, **theirs), "sft": base_run(60, **others, **sft)}, "fewer than SFT") == ["–", "–"]
+    assert cost_column(runs, "fewer than SFT") == [papers, "10× (run 4)", "–", "–"]
+    assert cost_column(runs, "examples (each)")[3] == f"{10 * learned:.0f} (–)"
+    assert cost_column({"x": run(60, **theirs), "sft": base_run(60, **others, **sft)}, "fewer than SFT") == ["–", "–"]
     runs = {"own": base_run(60, **ours, **sft), "tt-si": run(60, **ours)}
-    assert column(runs, "fewer than SFT") == ["–", "10× (run 1)"]
+    assert cost_column(runs, "fewer than SFT") == ["–", "10× (run 1)"]
 
 
 def test_a_teachers_tokens_and_price_are_there_where_there_was_one():
@@ -82,19 +82,29 @@ def test_a_teachers_tokens_and_price_are_there_where_there_was_one():
     pair = {"query": "q", "calls": [], "accepted": False, "reason": "no", "usage": usage}
     runs = {"plain": plain, "taught": taught._replace(records=[replace(first, synthetic=[pair]), *rest])}
     corrected = compare(runs).groups[1].cost.corrected
-    assert column(runs, "teacher's tokens (each)") == ["– (–)", f"1,050 ({1050 / corrected:.3g})"]
-    assert column(runs, "its price (each)") == ["– (–)", f"0.0025 ({0.0025 / corrected:.3g})"]
-    assert "teacher's tokens (each)" not in tables({"plain": plain})["What it cost"].headings
+    assert tables(runs)["What the teacher cost"].rows == [
+        ("2", *(f"{n:,} ({n / corrected:.3g})" for n in (1, 1000, 50, 0.0025)))
+    ]
+    assert "What the teacher cost" not in tables({"plain": plain})
 
 
 def test_long_names_stand_in_the_legend_alone_and_a_narrow_terminal_breaks_no_word_of_the_others():
+    usage = {"requests": 600, "prompt_tokens": 38_456_000, "completion_tokens": 185_000, "cost": 9.24}
+    taught = run(60, method="tt-d")
+    taught.records[0].synthetic[0]["usage"] = usage
     names = [f"sealtools.smollm2-135m-instruct.tt-si.{'adapt.scope-suffix.' * 5}seed-{n}" for n in range(2)]
-    runs = {names[0]: run(60, **SEALTOOLS), names[1]: run(60, wave=4, **SEALTOOLS), "base": base_run(60)}
+    runs = {
+        names[0]: run(60, **SEALTOOLS),
+        names[1]: run(60, wave=4, **SEALTOOLS),
+        "base": base_run(60),
+        "taught": taught,
+    }
     legend, *others = comparison_tables(compare(runs))
     assert legend.rows == [
         ("1", names[0], "sealtools", ""),
         ("2", names[1], "sealtools", "wave 4"),
         ("3", "base", "made-up", ""),
+        ("4", "taught", "made-up", 'method "tt-d"'),
     ]
     text, words = "", set()
     for rows in others:

@@ -12,12 +12,11 @@ _INTERVAL = (
     "In brackets: 95 % bootstrap intervals over inputs, and over seeds where a run has several; under some 30 inputs "
     "they are too narrow."
 )
-_PRICE = "The teacher's price is by --teacher.price-in and --teacher.price-out, and 0 without them."
 
 
 def comparison_tables(comparison: Comparison) -> list[Rows]:
     """The tables of a comparison that have a row, the most important first; they call groups by their numbers."""
-    tables = (legend, accuracies, changes, causes, costs, error_detection, gate, paper, paper_differences)
+    tables = (legend, accuracies, changes, causes, costs, teachers, error_detection, gate, paper, paper_differences)
     return [rows for table in tables if (rows := table(comparison)).rows]
 
 
@@ -73,15 +72,12 @@ def causes(comparison: Comparison) -> Rows:
 
 
 def costs(comparison: Comparison) -> Rows:
-    taught, rows = any(group.cost.teacher for group in comparison.groups), []
+    rows = []
     for group in comparison.groups:
         cost = group.cost
-        spent = [cost.seconds, cost.tokens, cost.examples, *(_paid(cost) if taught else ())]
-        each = [None if value is None or not cost.corrected else value / cost.corrected for value in spent]
-        cells = (f"{_figure(total)} ({_figure(one)})" for total, one in zip(spent, each, strict=True))
+        cells = (_with_each(value, cost) for value in (cost.seconds, cost.tokens, cost.examples))
         rows.append((str(group.group.number), _short(cost.corrected), *cells, _fewer_than_sft(group, comparison)))
-    what = ("seconds", "tokens", "examples", *(("teacher's tokens", "its price") if taught else ()))
-    headings = ("run", "corrected", *(f"{name} (each)" for name in what), "fewer than SFT")
+    headings = ("run", "corrected", "seconds (each)", "tokens (each)", "examples (each)", "fewer than SFT")
     note = (
         "corrected: inputs whose call the base had wrong and that is right now; each: per such input. Compiling, base "
         "answers that only measure and fine-tuning before the run are left out. examples: pairs that adapters were "
@@ -89,7 +85,19 @@ def costs(comparison: Comparison) -> Rows:
         f"on Seal-Tools without one, than the paper's {SFT_SAMPLES:,}, where its TT-SI took {TT_SI_SAMPLES}: "
         f"{SFT_SAMPLES / TT_SI_SAMPLES:.0f}× fewer."
     )
-    return Rows(headings, rows, "What it cost", f"{note} {_PRICE}" if taught else note)
+    return Rows(headings, rows, "What it cost", note)
+
+
+def teachers(comparison: Comparison) -> Rows:
+    rows = []
+    for group in comparison.groups:
+        if cost := group.cost.teacher:
+            names = ("requests", "prompt_tokens", "completion_tokens", "cost")
+            cells = (_with_each(cost.get(name), group.cost) for name in names)
+            rows.append((str(group.group.number), *cells))
+    headings = ("run", "requests (each)", "prompt tokens (each)", "answer tokens (each)", "price (each)")
+    note = "each: per corrected input. The price is by --teacher.price-in and --teacher.price-out: 0 without them."
+    return Rows(headings, rows, "What the teacher cost", note)
 
 
 def error_detection(comparison: Comparison) -> Rows:
@@ -149,12 +157,10 @@ def paper_differences(comparison: Comparison) -> Rows:
     return Rows(("run", "differs in", "here", "the paper"), rows, "Not as in the paper", justify="left")
 
 
-def _paid(cost: Cost) -> tuple[float | None, float | None]:
-    """A teacher's tokens and their price; None where there was none."""
-    if not cost.teacher:
-        return None, None
-    tokens = sum(cost.teacher.get(name, 0) for name in ("prompt_tokens", "completion_tokens"))
-    return tokens, cost.teacher.get("cost")
+def _with_each(value: float | None, cost: Cost) -> str:
+    """Such as `2,242 (280)`: in all, and per corrected input."""
+    each = None if value is None or not cost.corrected else value / cost.corrected
+    return f"{_figure(value)} ({_figure(each)})"
 
 
 def _fewer_than_sft(group: Compared, comparison: Comparison) -> str:
