@@ -77,7 +77,7 @@ def programs(options: Memory) -> Iterator[tuple[str, float, float]]:
         raise InputError(f"no shape is called '{options.shape}'; known: {', '.join(SHAPES)}")
     config = one_layer_of(from_hf(SHAPES[options.shape] | {"rms_norm_eps": 1e-5}), options.layers)
     rule, params = adamw(1e-4), abstract_params(config, options.dtype or "float32")
-    base = base_of(config, params, Layout(config))
+    base = base_of(params, Layout(config))
     for wave in options.waves:
         sizes = Sizes(wave, Shape(640, 112, 5, 6), 224, 64, 96)
         every = run_programs(config, options.dtype or "float32", sizes, AdaptConfig(), rule, answer_cross_entropy)

@@ -44,7 +44,7 @@ def fitted(memory: float, n: int = 12, layout=LAYOUT, begun: bool = False, **cha
 
 def of_shapes(config, dtype=jnp.float32) -> budget.Base:
     """A base without its arrays."""
-    return base_of(config, abstract_params(config, dtype), LAYOUT)
+    return base_of(abstract_params(config, dtype), Layout(config))
 
 
 CONFIG = replace(tiny_params()[0], n_layers=2, local_layers=(False,) * 2, hidden_size=96, mlp_size=256, vocab_size=512)
@@ -83,7 +83,7 @@ def test_on_a_mesh_a_device_has_the_prefixes_of_all_parts_while_a_wave_is_put_to
 
 
 def test_arrays_are_counted_exactly():
-    base, how = base_of(MODEL.config, MODEL.params, LAYOUT), AdaptConfig(rank=2)
+    base, how = base_of(MODEL.params, LAYOUT), AdaptConfig(rank=2)
     assert base.weights == sum(x.nbytes for x in jax.tree.leaves(MODEL.params))
     program = run_programs(CONFIG, jnp.float32, SIZES, how, adamw(1e-2), answer_cross_entropy, ("suffix",))
     of = lambda tree: sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tree))  # noqa: E731
@@ -95,7 +95,7 @@ def test_arrays_are_counted_exactly():
 
 @pytest.mark.parametrize("scope", ["all", "suffix"])
 def test_a_run_holds_no_more_arrays_than_the_formula_says(monkeypatch, scope):
-    held, others = [], sum(x.nbytes for x in jax.live_arrays()) - base_of(MODEL.config, MODEL.params, LAYOUT).weights
+    held, others = [], sum(x.nbytes for x in jax.live_arrays()) - base_of(MODEL.params, LAYOUT).weights
     for module, name in (
         (waves, "prefill_wave"), (waves, "score_wave"), (waves, "adapt_and_score"), (lanes, "decode_wave"),
     ):  # fmt: skip

@@ -146,7 +146,7 @@ def fit(
     Raises:
         InputError: the memory is too little for one row on each part, or for what has begun.
     """
-    base, found = base_of(model.config, model.params, layout), None
+    base, found = base_of(model.params, layout), None
     most = 1 if config.adapt.reset == "never" else min(LARGEST, bucket(-(-len(drafts) // layout.parts), 1))
     every = [config.wave // layout.parts] if begun else [1 << power for power in range(most.bit_length())]
     for rows in every:
@@ -167,10 +167,10 @@ def base_on(config: DecoderConfig, dtype: Any, mesh: tuple[int, int, int]) -> Ba
     `abstract_params`."""
     devices: Any = AbstractMesh(mesh, AXES)
     params, *_ = placed(config, devices, abstract_params(config, dtype))
-    return base_of(config, params, Layout(config, devices), on_cpu=False)
+    return base_of(params, Layout(config, devices), on_cpu=False)
 
 
-def base_of(config: DecoderConfig, params: Params, layout: Layout, on_cpu: bool | None = None) -> Base:
+def base_of(params: Params, layout: Layout, on_cpu: bool | None = None) -> Base:
     """Measured on the weights as they lie on the devices."""
     on_cpu = jax.default_backend() == "cpu" if on_cpu is None else on_cpu
     n_fsdp = (layout.shape or {}).get("fsdp", 1)
