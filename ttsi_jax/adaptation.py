@@ -22,7 +22,7 @@ from ttsi_jax.model.cache import Cache, wave_axis
 from ttsi_jax.model.config import DecoderConfig
 from ttsi_jax.model.decoder import Params, Past, Tokens, logits, run_layers
 from ttsi_jax.model.lora import TARGETS, Adapter, LoraConfig, init_adapter
-from ttsi_jax.model.sharding import in_any_part, map_rows
+from ttsi_jax.model.sharding import ROWS, axis_size, in_any_part, map_rows
 from ttsi_jax.rules.interface import Batch, Forward, Loss, LossFn, Outputs, RuleStep, State, UpdateRule
 from ttsi_jax.rules.losses import answer_cross_entropy
 
@@ -184,7 +184,16 @@ def init_wave(
 
     The adapters are fresh, or all copies of `start` (no leading axis).
     """
-    return _init_wave(start, keys, n_steps, config, lora, rule.init)
+    adapters = _init_adapters(start, keys, config, lora)
+    # Only as one program does each part of a mesh make the states of its own rows alone; elsewhere another rate, which
+    # rules hold, should compile nothing.
+    init = jax.vmap(rule.init) if axis_size(*ROWS) == 1 else partial(_init_states, rule.init)
+    return adapters, init(adapters, n_steps)
+
+
+@partial(jax.jit, static_argnums=0)
+def _init_states(init: Callable[[Adapter, Array], State], adapters: Adapter, n_steps: Array) -> State:
+    return map_rows(jax.vmap(init), (), (adapters, n_steps))
 
 
 def repeat(adapter: Adapter, n: int) -> Adapter:
@@ -192,22 +201,14 @@ def repeat(adapter: Adapter, n: int) -> Adapter:
     return jax.tree.map(lambda x: jnp.repeat(x[None], n, axis=0), adapter)
 
 
-@partial(jax.jit, static_argnums=(3, 4, 5))
-def _init_wave(
-    start: Adapter | None,
-    keys: Array,
-    n_steps: Array,
-    config: DecoderConfig,
-    lora: LoraConfig,
-    init: Callable[[Adapter, Array], State],
-) -> tuple[Adapter, State]:
-    """As one program, each part of a mesh makes what belongs to its own rows, and no device has those of the wave."""
+@partial(jax.jit, static_argnums=(2, 3))
+def _init_adapters(start: Adapter | None, keys: Array, config: DecoderConfig, lora: LoraConfig) -> Adapter:
+    """Each part of a mesh makes those of its own rows, and no device has the wave's."""
 
-    def one(start: Adapter | None, key: Array, n_steps: Array) -> tuple[Adapter, State]:
-        adapter = init_adapter(key, config, lora) if start is None else start
-        return adapter, init(adapter, n_steps)
+    def one(start: Adapter | None, key: Array) -> Adapter:
+        return init_adapter(key, config, lora) if start is None else start
 
-    return map_rows(jax.vmap(one, (None, 0, 0)), (start,), (keys, n_steps))
+    return map_rows(jax.vmap(one, (None, 0)), (start,), (keys,))
 
 
 @partial(
