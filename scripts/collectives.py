@@ -38,8 +38,10 @@ def collectives(text: str, n_devices: int) -> Traffic:
         if kind := KIND.search(line):
             result = line[: kind.start()].partition(" = ")[2]
             sizes = [_bytes(*array.groups()) for array in _ARRAY.finditer(result)]
-            # What starts one that ends elsewhere lists its arguments before its results.
-            own = share * sum(sizes[len(sizes) // 2 :] if kind[2] and kind[1] != "all-reduce" else sizes)
+            if kind[2]:  # what starts one that ends elsewhere lists its arguments before its results, most do
+                starts = {"all-reduce": sizes, "collective-permute": sizes[1:2]}
+                sizes = starts.get(kind[1], sizes[len(sizes) // 2 :])
+            own = share * sum(sizes)
             received[kind[1]] += own
             sent += own * _sent(kind[1], max(map(len, groups(line, n_devices))))
     return Traffic(dict(received), sent)

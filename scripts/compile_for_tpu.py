@@ -256,7 +256,8 @@ def measure(options: Compile) -> dict[str, Any]:
     versions = {name: importlib.metadata.version(name) for name in ("jax", "libtpu")}
     return {
         "shape": options.shape, "chip": options.chip, "mesh": options.mesh, "wave": options.wave,
-        "dtype": options.dtype, "work": asdict(options.work), "programs": found, "versions": versions,
+        "dtype": options.dtype, "memory": options.memory, "work": asdict(options.work), "programs": found,
+        "versions": versions,
     }  # fmt: skip
 
 
