@@ -22,7 +22,7 @@ from typing import Any, Literal
 import tyro
 
 from benchmarking import Line, Options, choose_platform, console, show, write_json
-from tpu_pieces import one_layer_of
+from tpu_pieces import first_layers
 from ttsi_jax.adaptation import AdaptConfig
 from ttsi_jax.batching.waves import Shape
 from ttsi_jax.checkpoints.config import from_hf
@@ -75,7 +75,7 @@ def programs(options: Memory) -> Iterator[tuple[str, float, float]]:
     """Each program's name, the formula's bytes and the compiler's."""
     if options.shape not in SHAPES:
         raise InputError(f"no shape is called '{options.shape}'; known: {', '.join(SHAPES)}")
-    config = one_layer_of(from_hf(SHAPES[options.shape] | {"rms_norm_eps": 1e-5}), options.layers)
+    config = first_layers(from_hf(SHAPES[options.shape] | {"rms_norm_eps": 1e-5}), options.layers)
     rule, params = adamw(1e-4), abstract_params(config, options.dtype or "float32")
     base = base_of(params, Layout(config))
     for wave in options.waves:

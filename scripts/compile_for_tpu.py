@@ -4,8 +4,8 @@ Memory is the compiler's own account of the real program, or its refusal. FLOPs 
 (see `tpu_pieces.py`), times how often a program does them, with their ratio to a count by hand; bytes are the pieces'
 arguments (the base for every pass through it) and results once, and their temporaries twice. Seconds are estimated
 from them: each piece takes the longest of its arithmetic at the chip's peak, its bytes at the chip's bandwidth, and on
-a mesh what its collectives send at that of the chip's connections. Nothing was run, so they are a bound that no program
-beats. The share compares them with the useful work of `bounds.py`, divided over the chips.
+a mesh what its collectives send at that of the chip's connections. Nothing was run: so long takes a program that loses
+nothing else. The share compares them with the useful work of `bounds.py`, divided over the chips.
 
 Needs libtpu: pip install -e ".[tpu-aot]"
 """
@@ -36,7 +36,7 @@ from bounds import Cost, Costs
 from chips import CHIPS, GIB, Chip
 from collectives import collectives
 from plan import Loads
-from tpu_pieces import NOTHING, Flops, Piece, Work, one_layer_of, pieces
+from tpu_pieces import NOTHING, Flops, Piece, Work, first_layers, pieces
 from ttsi_jax.adaptation import AdaptConfig
 from ttsi_jax.batching.waves import PREFILL_ROWS, Pair, Shape, training_shape
 from ttsi_jax.checkpoints.config import from_hf
@@ -162,10 +162,10 @@ def estimate(
 ) -> Estimate:
     """`made`: the program for a decoder of one layer, of two, and of all."""
     parts = prod(mesh.shape[axis] for axis in ROWS)
-    of = lambda n: pieces(name, made[n], Flops(one_layer_of(config, n), rank), parts)  # noqa: E731
+    of = lambda n: pieces(name, made[n], Flops(first_layers(config, n), rank), parts)  # noqa: E731
     total, by_hand, seconds = NOTHING, 0.0, 0.0
     for one, two, whole in zip(*map(of, (1, 2, config.n_layers)), strict=True):
-        first, second = (_count(one_layer_of(config, n), piece, mesh) for n, piece in ((1, one), (2, two)))
+        first, second = (_count(first_layers(config, n), piece, mesh) for n, piece in ((1, one), (2, two)))
         work = (first + (second + first * -1) * (config.n_layers - 1)) * whole.times
         total, by_hand = total + work, by_hand + whole.flops * whole.times / mesh.size
         seconds += max(work.flops / chip.flops, work.bytes / chip.bandwidth, work.sent / chip.connections)
@@ -231,7 +231,7 @@ def run_of(options: Compile) -> Run:
     settings = AdaptConfig(epochs=work.steps, memory=options.memory)
     how = (BASES[options.dtype][0], sizes, settings, adamw(work.lr), answer_cross_entropy, options.scopes)
     layers = sorted({1, 2, config.n_layers})
-    return Run(config, sizes, settings, {n: run_programs(one_layer_of(config, n), *how, mesh=mesh) for n in layers})
+    return Run(config, sizes, settings, {n: run_programs(first_layers(config, n), *how, mesh=mesh) for n in layers})
 
 
 def measure(options: Compile) -> dict[str, Any]:
@@ -280,18 +280,18 @@ def by_formula(
     own = sizes._replace(wave=rows)
     of = temporaries(base, settings, state_bytes(base.config, settings, rule), own, remat=how.get("remat"))
     loads = Loads(config, shape, rows, settings.rank, weight)
-    prompt, packed = work.prefix + work.suffix, work.candidates * work.name
+    prompt, packed = work.prefix + work.suffix, work.packed
     if name == "prefill":
         beside, load = of.prefill, loads.read(PREFILL_ROWS, work.prefix, 0, 0)
     elif name == "score":
-        beside, load = of.score, loads.read(rows, work.suffix + packed, work.prefix, packed + 2)
+        beside, load = of.score, loads.read(rows, work.suffix + packed, work.prefix, work.projected)
     elif name.startswith("decode"):
         beside, load = of.decode, loads.decode(work.answer, prompt, adapted=name != "decode")
     else:
         past = 0 if scope == "all" else work.prefix
         length = sizes.sequence + work.prefix - past
         load = loads.train(length, past, sizes.trained, work.steps, how["chunk"], how["remat"], settings)
-        load += loads.read(rows, prompt - past + packed, past, packed + 2, adapted=True)
+        load += loads.read(rows, prompt - past + packed, past, work.projected, adapted=True)
         beside = of.adapt(how["chunk"])
     arguments = jax.tree.leaves(program.placed(mesh).arguments)
     held = sum(device_bytes(x) for x in arguments if isinstance(x, jax.ShapeDtypeStruct))

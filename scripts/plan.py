@@ -139,16 +139,16 @@ def stages(options: Plan, config: DecoderConfig) -> dict[str, Load]:
     mesh, work, whole = mesh_shape(options.mesh), options.work, options.scope == "all"
     rows, settings = rows_of(options), AdaptConfig(scope=options.scope, memory=options.memory)
     of = Loads(config, mesh, rows, settings.rank, 1.0 if options.dtype == "int8" else 2.0)
-    prompt, packed = work.prefix + work.suffix, work.candidates * work.name
+    prompt, packed = work.prefix + work.suffix, work.packed
     past = 0 if whole else work.prefix
     tokens, trained = prompt - past, bucket(work.trained, 64)
     chunk, remat = training_chunk(of.config, settings, rows, tokens, past, trained, recomputes=True)
     return {
         "prefix": of.read(rows, work.prefix, 0, 0),
-        "score": of.read(rows, work.suffix + packed, work.prefix, packed + 2),
+        "score": of.read(rows, work.suffix + packed, work.prefix, work.projected),
         "write": of.read(rows, work.suffix, work.prefix, 1) + of.decode(work.synthesis, prompt),
         "train": of.train(tokens, past, trained, work.steps, chunk, remat, settings),
-        "read adapted": of.read(rows, tokens + packed, past, packed + 2, adapted=True),
+        "read adapted": of.read(rows, tokens + packed, past, work.projected, adapted=True),
         "answer": of.decode(work.answer, prompt, adapted=True),
     }
 

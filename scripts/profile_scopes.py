@@ -28,6 +28,7 @@ from rich.console import Console
 from rich.table import Table
 
 import ttsi_jax as ttsi
+from benchmarking import choose_platform
 from ttsi_jax.adaptation import adapt_wave, init_wave
 from ttsi_jax.model.decoder import tokens_after
 from ttsi_jax.model.generation import Arrivals, Rows, Sampling, Script, SlotTables, decode_wave, nothing_decoding
@@ -51,6 +52,7 @@ class Settings:
         steps: training steps.
         plot: file for the picture (needs the extra `report`).
         trace: folder to keep the profiler's trace in.
+        platform: cpu, gpu or tpu; by default what JAX finds.
     """
 
     model: str = "smollm2-135m-instruct"
@@ -61,6 +63,7 @@ class Settings:
     steps: int = 3
     plot: Path | None = None
     trace: Path | None = None
+    platform: str | None = None
 
 
 def programs(model: ttsi.LanguageModel, s: Settings) -> dict[str, tuple[Any, tuple[Any, ...], dict[str, Any]]]:
@@ -165,6 +168,7 @@ def plot(result: dict[str, Counter[str]], path: Path, title: str) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     settings = tyro.cli(Settings, args=list(sys.argv[1:] if argv is None else argv))
+    choose_platform(settings.platform)
     result = measure(settings)
     title = f"{settings.model}: {settings.inputs} inputs, {settings.prefix} + {settings.suffix} tokens"
     shown = Table(title=f"{title}, {settings.decoded} decoded, {settings.steps} training steps")

@@ -55,7 +55,7 @@ class Piece(NamedTuple):
     passes: int = 1  # through the base, which is too large to stay on the chip from one to the next
 
 
-def one_layer_of(config: DecoderConfig, n: int) -> DecoderConfig:
+def first_layers(config: DecoderConfig, n: int) -> DecoderConfig:
     """The decoder with its first n layers alone."""
     return replace(config, n_layers=n, local_layers=config.local_layers[:n])
 

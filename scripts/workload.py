@@ -128,6 +128,17 @@ class Work:
     answer: int = 96
     lr: float = 1e-4
 
+    @property
+    def packed(self) -> int:
+        """Tokens of all names, read together behind the prompt."""
+        return self.candidates * self.name
+
+    @property
+    def projected(self) -> int:
+        """Tokens after which scoring needs logits: those of names but the last, the prompt's last, and the one that
+        decoding goes on from."""
+        return 2 + self.candidates * (self.name - 1)
+
 
 class Input(NamedTuple):
     """One uncertain input."""

@@ -20,6 +20,7 @@ from ttsi_jax.model.decoder import forward, logits, tokens_after
 from ttsi_jax.model.generation import FORCED, Sampling
 from ttsi_jax.model.lora import LoraConfig
 from ttsi_jax.rules import adamw, answer_cross_entropy
+from ttsi_jax.scaling.mesh import Layout
 from ttsi_jax.synthesis import REQUEST
 from ttsi_jax.tasks.prompts import PromptEncoder
 
@@ -129,6 +130,16 @@ def test_a_row_scores_with_a_prefix_that_all_have_in_common_as_with_its_own():
     rows = [row._replace(shape=row.shape._replace(common=row.prefix)) for row in ROWS[:2]]
     for own, theirs in zip(scores(rows, NAMES[:2]), scores(ROWS[:2], NAMES[:2]), strict=True):
         np.testing.assert_allclose(own, theirs, atol=1e-5)
+
+
+def test_the_host_waits_once_for_all_tokens_of_a_wave(monkeypatch):
+    """It asks the device for what was said when all rows have ended, and for nothing between."""
+    kept, asked = waves(), []
+    _, prompts = kept.score(ROWS, NAMES)
+    read = Layout.read
+    monkeypatch.setattr(Layout, "read", lambda self, tree: asked.append(tree) or read(self, tree))
+    said = kept.decode([Work(prompt, [Slot(TEXT, limit=20)]) for prompt in prompts])
+    assert max(one.n_tokens for one in said) > 5 and len(asked) == 1
 
 
 def test_a_row_decodes_alone_as_among_others():

@@ -9,8 +9,10 @@ import pytest
 from tpu_pieces import Flops, pieces
 from ttsi_jax.adaptation import AdaptConfig
 from ttsi_jax.batching import lanes, waves
+from ttsi_jax.batching.divergence import prompt_kl_wave
 from ttsi_jax.batching.waves import training_shape
-from ttsi_jax.guided.decoding import append, mask_and_sample, read_tokens
+from ttsi_jax.guided.decoding import admit, append, mask_and_sample, no_lanes, read_tokens
+from ttsi_jax.model.generation import nothing_decoding
 from ttsi_jax.model.quantized import Int8
 from ttsi_jax.rules import adamw, answer_cross_entropy
 from ttsi_jax.scaling.programs import Program, Sizes, run_programs
@@ -76,6 +78,29 @@ def test_every_platform_takes_them_with_a_base_in_int8(group):
     assert programs["prefill"].result().keys[0].dtype == jnp.bfloat16
 
 
+def test_every_platform_takes_what_options_add_to_them():
+    """Several pairs, an adapter to start from, a pair that is held out; how far an adapter moved; empty lanes."""
+    made = run_programs(
+        CONFIG, jnp.float32, sizes(), AdaptConfig(epochs=1), adamw(), answer_cross_entropy, ("suffix",), max_pairs=2
+    )["adapt, suffix"]
+    config, params, _, _, adapters, _, batches, *_, tokens, starts, _, past, _, _ = made.arguments
+
+    def without(tree: Any, axis: int) -> Any:
+        shape = lambda x: x.shape[:axis] + x.shape[axis + 1 :]  # noqa: E731
+        return jax.tree.map(lambda x: jax.ShapeDtypeStruct(shape(x), x.dtype), tree)
+
+    theta_0, held_out = without(adapters, 0), without(batches, 1)
+    training = made._replace(arguments=(*made.arguments[:-2], theta_0, held_out))
+    kl = Program(
+        prompt_kl_wave, (config, params, tokens, starts, starts, past, adapters, theta_0),
+        {"scale": 1.0, "n_positions": 16},
+    )  # fmt: skip
+    rows = PROGRAMS["decode"].arguments[3].rows
+    empty = Program(nothing_decoding, (rows, 4, 4), {})
+    for program in (training, kl, empty):
+        program.trace().lower(lowering_platforms=("tpu", "cuda", "cpu"))
+
+
 def test_every_platform_takes_those_of_guided_decoding():
     """The host is between its programs: it makes the masks."""
     lanes, arrivals, *_, keys, sampling, _, _ = PROGRAMS["decode"].arguments[2:]
@@ -85,7 +110,9 @@ def test_every_platform_takes_those_of_guided_decoding():
     scores, new = reading.result()
     masks = jax.ShapeDtypeStruct((WAVE, -(-CONFIG.vocab_size // 32)), jnp.uint32)
     sampling_program = Program(mask_and_sample, (scores, masks, keys, n_fed, sampling), {})
-    for program in (reading, sampling_program, Program(append, (lanes.own, new, n_fed), {})):
+    idle = Program(no_lanes, (arrivals.rows,), {"n_steps": WORK.answer})
+    others = (Program(append, (lanes.own, new, n_fed), {}), idle, Program(admit, (idle.result(), arrivals), {}))
+    for program in (reading, sampling_program, *others):
         program.trace().lower(lowering_platforms=("tpu", "cuda", "cpu"))
 
 

@@ -145,10 +145,10 @@ def param_shardings(config: DecoderConfig, mesh: Mesh) -> Params:
 
 def _axes(config: DecoderConfig, mesh: Mesh) -> dict[str, tuple[str | None, str | None]]:
     """The mesh axes of every projection's inputs and outputs; those that are not there are whole."""
-    whole = undivided(config, mesh.shape[MODEL])
+    whole = undivided(config, mesh.shape.get(MODEL, 1))
     into, back = (None, MODEL), (MODEL, None)
     found: dict[str, tuple[str | None, str | None]] = {}
-    if mesh.shape[MODEL] == 1:
+    if mesh.shape.get(MODEL, 1) == 1:
         return found
     if "attention" not in whole:
         found |= {"q": into, "o": back} | ({} if "keys and values" in whole else {"k": into, "v": into})
@@ -220,7 +220,7 @@ class Layout:
 
     def __init__(self, config: DecoderConfig, mesh: Mesh | None = None):
         self.mesh, self._axes = mesh, {} if mesh is None else _axes(config, mesh)
-        self.share = config if mesh is None else share_of(config, mesh.shape[MODEL])  # that a device computes
+        self.share = config if mesh is None else share_of(config, mesh.shape.get(MODEL, 1))  # that a device computes
 
     @property
     def shape(self) -> dict[str, int] | None:
