@@ -43,21 +43,13 @@ _OF_LARGE = {("sealtools", "tt-si"): Published("TT-SI, 7B", "–", 3.02, LARGE)}
 _INPUTS = {"sealtools": 294, "toolalpaca": 114, "nexusraven": 318}
 
 _PRESET = PRESETS["paper"]
-_COMES_TO = {
-    "adapt.lr": "0.0001",
-    "synthesis.source": '"self"',
-    "synthesis.form": '"pair"',
-}  # None and auto
+# What None and `auto` come to there.
+_COMES_TO = {"adapt.lr": "0.0001", "synthesis.source": '"self"', "synthesis.form": '"pair"'}
 _OF_ANSWERS = ("answer", "unmatchable", "gate.score")
 _OF_ADAPTERS = ("adapt.scope", "adapt.rank", "adapt.alpha", "adapt.scaling", "adapt.targets", "adapt.layers")
 _OF_ALL = ("answer", "unmatchable", "gate", "synthesis", "adapt")
-_NEVER = (
-    "gate.select",
-    "gate.tau",
-    "adapt.memory",
-    "adapt.save",
-    "adapt.measure",
-)  # told by the figure, or no matter
+# The figure tells them, or they make no difference.
+_NEVER = ("gate.select", "gate.tau", "adapt.memory", "adapt.save", "adapt.measure")
 
 
 def beside(config: Mapping[str, Any], n_inputs: int, n_seen: int = 0) -> Beside | None:
