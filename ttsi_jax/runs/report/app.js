@@ -8,7 +8,8 @@ document.getElementById("names").textContent = data.runs.map(({ name, finished }
 const notes = document.getElementById("notes");
 notes.append(...data.notes.map((note) => h("li", {}, note)));
 notes.hidden = !data.notes.length;
-document.getElementById("summary").append(forest(data.differences), ...data.tables.map(table));
+const [legend, ...tables] = data.tables.map(table); // the plot goes by its numbers
+document.getElementById("summary").append(legend, forest(data.differences), ...tables);
 document.getElementById("gate").append(...data.gates.map((gate) => [h("h3", { class: "run" }, gate.name), gateCharts(gate)]).flat());
 document.getElementById("gate").hidden = !data.gates.length;
 document.getElementById("runs").append(...data.runs.map((run) =>
