@@ -293,8 +293,12 @@ def by_formula(
         load = loads.train(length, past, sizes.trained, work.steps, how["chunk"], how["remat"], settings)
         load += loads.read(rows, prompt - past + packed, past, work.projected, adapted=True)
         beside = of.adapt(how["chunk"])
-    arguments = jax.tree.leaves(program.placed(mesh).arguments)
-    held = sum(device_bytes(x) for x in arguments if isinstance(x, jax.ShapeDtypeStruct))
+    _, params, *others = program.placed(mesh).arguments
+    if name == "prefill":  # of the last layer only keys and values are wanted, and of the head nothing
+        last = config.n_layers - 1
+        wanted = {part: params["layers"][last][part] for part in ("attention_norm", "k", "v")}
+        params = {"embed": params["embed"], "layers": params["layers"] | {last: wanted}}
+    held = sum(device_bytes(x) for x in jax.tree.leaves((params, others)) if isinstance(x, jax.ShapeDtypeStruct))
     held += 0 if "chunk" in how else base.gathered  # training counts it itself
     return Formula(held + beside, load.seconds(CHIPS[options.chip])[0])
 
