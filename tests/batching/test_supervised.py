@@ -88,7 +88,7 @@ def test_a_run_answers_with_it_and_says_where_it_is_an_upper_bound(tmp_path):
 
 def test_examples_are_counted_with_their_duplicates(tmp_path):
     trained, config = tuned(epochs=1)
-    save(trained._replace(used=trained.used * 2), tmp_path, MODEL, config)
+    save(trained._replace(used=trained.used * 2), tmp_path, MODEL, config, {})
     found = trained_on(str(tmp_path))
     assert found.n_examples == 6 and len(found.fingerprints) == 3
     (tmp_path / "trained_on.json").write_text('{"fingerprints": []}')

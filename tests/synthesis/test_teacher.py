@@ -259,8 +259,16 @@ def test_addresses_that_are_refused(url):
     assert KEY not in str(caught.value)
 
 
+@pytest.fixture
+def interruptible():
+    """Also where the tests run in the background, whose processes ignore SIGINT."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @pytest.mark.parametrize("when", ["it hangs", "it waits"])
-def test_an_interrupt_waits_for_no_teacher_and_nothing_is_tried_again(when):
+def test_an_interrupt_waits_for_no_teacher_and_nothing_is_tried_again(when, interruptible):
     """The signal comes while both requests hang, or while both wait for their second try."""
     both, answered = threading.Barrier(2, lambda: os.kill(os.getpid(), signal.SIGINT)), threading.Event()
 

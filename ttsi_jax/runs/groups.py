@@ -54,8 +54,9 @@ def load_run(path: str | os.PathLike[str]) -> Run:
         InputError: the directory holds no run, or a damaged one.
     """
     path = Path(path)
+    config = read_config(path)
     records = list(read_records(path / RECORDS)[0].values())
-    return Run(read_config(path), records, read_summary(path), read_functions(path))
+    return Run(config, records, read_summary(path), read_functions(path))
 
 
 def load_runs(paths: Sequence[str | os.PathLike[str]]) -> dict[str, Run]:
