@@ -408,4 +408,5 @@ def test_a_dialogue_that_the_assistant_ends_goes_through():
     turns = ({"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Tool result: 3"})
     dialogue = Example("dialogue", turns, (ADD, GREET), None)
     found = records(task_of(EXAMPLES[0], dialogue), method="base")
-    assert [record.error for record in found] == [None, None] and found[1].query == "Hi"
+    assert [record.error for record in found] == [None, None]
+    assert found[1].query == [*turns] and found[1].request == "Hi"
