@@ -8,10 +8,11 @@ from __future__ import annotations
 import json
 import sys
 from collections import defaultdict
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import jax
 
@@ -38,10 +39,18 @@ PROGRAMS = (
 
 
 @contextmanager
+def replaced(spies: list[tuple[Any, str, Any]]) -> Any:
+    """Functions in the place of those that these owners have under these names, for a while."""
+    with ExitStack() as stack:
+        for owner, name, function in spies:
+            stack.enter_context(patch.object(owner, name, function))
+        yield
+
+
+@contextmanager
 def collectives(n_devices: int, found: dict[str, dict[str, list[str]]]) -> Any:
     """Notes each program that is called, and of its collectives the kinds: `within` so many neighbouring devices, which
     have the base together, those that go `across` such groups, and those `not in a loop`."""
-    originals = [(module, name, getattr(module, name)) for module, name in PROGRAMS]
 
     def spy(name: str, function: Any) -> Any:
         known: set[Any] = set()
@@ -65,19 +74,13 @@ def collectives(n_devices: int, found: dict[str, dict[str, list[str]]]) -> Any:
                 parts = [{device // n_devices for device in group} for group in groups(line, len(jax.devices()))]
                 own["within" if all(len(part) == 1 for part in parts) else "across"].append(kind[1])
 
-    for module, name, function in originals:
-        setattr(module, name, spy(name, function))
-    try:
+    with replaced([(module, name, spy(name, getattr(module, name))) for module, name in PROGRAMS]):
         yield
-    finally:
-        for module, name, function in originals:
-            setattr(module, name, function)
 
 
 @contextmanager
 def laid(parts: int, whole: list[str]) -> Any:
     """Notes what of a wave's own arrays, as they are made, a device has more of than its own rows."""
-    originals = [(waves, "init_wave", waves.init_wave), (Layout, "stack", Layout.stack)]
 
     def spy(name: str, function: Any) -> Any:
         def called(*arguments: Any, **options: Any) -> Any:
@@ -89,13 +92,9 @@ def laid(parts: int, whole: list[str]) -> Any:
 
         return called
 
-    for owner, name, function in originals:
-        setattr(owner, name, spy(name, function))
-    try:
+    own = ((waves, "init_wave"), (Layout, "stack"))
+    with replaced([(owner, name, spy(name, getattr(owner, name))) for owner, name in own]):
         yield
-    finally:
-        for owner, name, function in originals:
-            setattr(owner, name, function)
 
 
 def runs(model: Any, int8: Any, out: Path, guided: bool) -> dict[str, list[Any]]:
