@@ -196,11 +196,6 @@ def _init_states(init: Callable[[Adapter, Array], State], adapters: Adapter, n_s
     return map_rows(jax.vmap(init), (), (adapters, n_steps))
 
 
-def repeat(adapter: Adapter, n: int) -> Adapter:
-    """An adapter n times, with a leading axis."""
-    return jax.tree.map(lambda x: jnp.repeat(x[None], n, axis=0), adapter)
-
-
 @partial(jax.jit, static_argnums=(2, 3))
 def _init_adapters(start: Adapter | None, keys: Array, config: DecoderConfig, lora: LoraConfig) -> Adapter:
     """Each part of a mesh makes those of its own rows, and no device has the wave's."""

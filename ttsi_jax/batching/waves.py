@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from ttsi_jax.adaptation import AdaptConfig, adapt_wave, init_wave, repeat
+from ttsi_jax.adaptation import AdaptConfig, adapt_wave, init_wave
 from ttsi_jax.batching.divergence import prompt_kl_wave
 from ttsi_jax.batching.guided import GuidedLanes
 from ttsi_jax.batching.lanes import Lanes, Prompt, Read, Said, Work
@@ -117,7 +117,9 @@ class Waves:
         self._part = self._most_trained = size // self.layout.parts  # rows at a time; less, once memory ran out
         self._base = theta_0
         if theta_0.adapters is not None:
-            self._base = theta_0._replace(adapters=self.layout.rows(repeat(theta_0.adapters, size)))
+            repeat = lambda x: np.broadcast_to(x, (size, *x.shape))  # noqa: E731  (a view: no device gets all rows)
+            copies = jax.tree.map(repeat, jax.device_get(theta_0.adapters))
+            self._base = theta_0._replace(adapters=self.layout.rows(copies))
         self._prefix_memory = prefix_memory
         self._prefixes: OrderedDict[Ids, Cache] = OrderedDict()
         self._special = special_ids(model.tokenizer, model.stop_ids)

@@ -64,7 +64,14 @@ Weight = Array | Quantized
 def rows(weight: Weight, ids: Array) -> Array:
     """Rows [T, n] of a matrix whose groups lie within a row."""
     found = jax.tree.map(lambda x: jnp.take(x, ids, axis=0), weight)
-    return found.dense() if isinstance(found, Quantized) else found
+    if not isinstance(found, Quantized):
+        return found
+    if len(ids) == 1:  # in decoding; for slices of one row a TPU's compiler would lay the whole matrix out anew
+        values = jnp.take(weight.values, jnp.resize(ids, 2), axis=0)[:1]
+        chosen = jax.nn.one_hot(ids, len(weight.scales), dtype=jnp.float32)
+        scales = jnp.einsum("tv,vg->tg", chosen, weight.scales, precision="high")  # exact
+        found = Quantized(values, scales, weight.dtype)
+    return found.dense()
 
 
 def contract(x: Array, weight: Weight, axis: int, dtype: Any = None) -> Array:
@@ -95,4 +102,8 @@ def _per_group(x: Array, weight: Quantized, axis: int) -> Array:
 
     cut = lambda w, start: jax.lax.slice_in_dim(w, start, min(start + size, n_out), axis=1 - axis)  # noqa: E731
     parts = [jax.tree.map(partial(cut, start=start), weight) for start in range(0, n_out, size)]
-    return jnp.concatenate([part(x, own) for own in parts], axis=-1)
+    product = lambda x: jnp.concatenate([part(x, own) for own in parts], axis=-1)  # noqa: E731
+    if len(parts) == 1 or x.shape[:-1] != (1,):
+        return product(x)
+    # As above: what multiplies one row alone.
+    return jax.lax.platform_dependent(x, tpu=lambda x: product(jnp.resize(x, (2, n_in)))[:1], default=product)
