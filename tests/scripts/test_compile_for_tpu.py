@@ -107,3 +107,11 @@ def test_a_tiny_model_is_compiled_for_chips_that_share_it(tmp_path):
     layer = 48 * (48 + 24 + 24 + 48 + 3 * 80)
     assert gathered["estimate"]["work"]["received"]["all-gather"] >= 2 * n_whole * layer
     assert gathered["memory"]["arguments"] < one["memory"]["arguments"]
+
+
+@pytest.mark.skipif(find_spec("libtpu") is None, reason="needs libtpu (extra tpu-aot)")
+@pytest.mark.parametrize("dtype", ["int8", "q8_0"])
+def test_a_decoding_step_of_one_row_copies_no_matrix_in_int8(tmp_path, dtype):
+    shape = ("--shape", "qwen2.5-1.5b", "--dtype", dtype, "--wave", "1", "--programs", "decode", "--only", "memory")
+    vocabulary = SHAPES["qwen2.5-1.5b"]["vocab_size"] * SHAPES["qwen2.5-1.5b"]["hidden_size"]  # bytes in int8
+    assert compiled(tmp_path / "found.json", *shape)["decode"]["memory"]["temporaries"] < vocabulary / 2
