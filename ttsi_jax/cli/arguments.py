@@ -35,7 +35,7 @@ class Run(RunConfig):
           weights over F * M; an axis may be left out (see docs/scaling.md). A run may be resumed on another mesh.
         hosts: makes this process one of several whose devices the mesh takes all; the same command is started on each
           host. auto leaves it to JAX who they are (Slurm, Open MPI, TPU pods); ADDRESS:PORT,i/n says that this is the
-          i-th of n, and where the first one listens (see docs/start/cluster.md).
+          i-th of n, and where the first one listens (see docs/scaling.md).
         memory: GiB that the run may take on each device: it decides --wave and --adapt.memory, which are then not given
           (see docs/scaling.md). A run that is resumed keeps those that it began with.
     """
