@@ -20,7 +20,7 @@ import tyro
 
 from benchmarking import (
     Line,
-    Load,
+    MachineLoad,
     Options,
     Seconds,
     alternate,
@@ -66,7 +66,7 @@ def main() -> int:
     from ttsi_jax.tasks.prompts import PromptEncoder
 
     model, rounds = load_model(settings.model, dtype=settings.dtype), 1 if settings.quick else settings.rounds
-    config, load, run = model.config, Load(), RunConfig()
+    config, load, run = model.config, MachineLoad(), RunConfig()
     task, encoder = load_task(settings.source(), limit=2 * settings.wave), PromptEncoder(model.tokenizer)
     synthesizer = find_parts(run, {}).synthesizer
     made = [prepare(one, task.name, encoder, run, config.context_length, synthesizer) for one in task.examples]

@@ -17,7 +17,7 @@ import tyro
 
 from benchmarking import (
     Line,
-    Load,
+    MachineLoad,
     Options,
     alternate,
     choose_platform,
@@ -90,7 +90,7 @@ def stages(side: JaxSide, inputs: list, costs: Costs, part: int) -> dict[str, tu
 
 
 def measure(options: Roofline) -> dict[str, Any]:
-    load_, compiling = Load(), CompileClock()
+    load_, compiling = MachineLoad(), CompileClock()
     real, model = load(options.model, options.random_weights, options.dtype)
     inputs = make_inputs(options.work, real, options.source(), 0, options.wave)
     side = JaxSide(model, options.work, options.wave)

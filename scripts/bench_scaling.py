@@ -27,7 +27,7 @@ from transformers import PreTrainedTokenizerFast
 
 from benchmarking import (
     Line,
-    Load,
+    MachineLoad,
     Options,
     Seconds,
     alternate,
@@ -256,7 +256,7 @@ def byte_task(n: int) -> Task:
 
 
 def measure(options: Scaling) -> dict[str, Any]:
-    load_, compiling = Load(), CompileClock()
+    load_, compiling = MachineLoad(), CompileClock()
     with compiling:
         found = Measurements(options)
         parts = {

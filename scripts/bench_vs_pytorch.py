@@ -22,7 +22,7 @@ from typing import Any, Literal
 import tyro
 
 from benchmarking import (
-    Load,
+    MachineLoad,
     Options,
     choose_platform,
     console,
@@ -221,7 +221,7 @@ def bounds(options: VsPyTorch, model: LanguageModel, machine: Machine) -> dict[s
 
 def measure(options: VsPyTorch) -> dict[str, Any]:
     """Runs what the options ask for."""
-    load_, compiling = Load(), CompileClock()
+    load_, compiling = MachineLoad(), CompileClock()
     with compiling:
         both = Comparison(options)
         machine = measure_machine(both.model.params["embed"].dtype)

@@ -105,7 +105,7 @@ def alternate(sides: Mapping[str, Callable[[], Any]], rounds: int, warm_up: bool
     return {name: Seconds.of(values) for name, values in taken.items()}
 
 
-class Load:
+class MachineLoad:
     """How busy the machine's processors were, and how much of that was other processes: figures of a busy machine
     are no figures."""
 

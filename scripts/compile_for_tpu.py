@@ -36,7 +36,7 @@ from bounds import Cost, Costs
 from chips import CHIPS, GIB, Chip
 from collectives import collectives
 from plan import Loads
-from tpu_pieces import NOTHING, Flops, Piece, Work, first_layers, pieces
+from tpu_pieces import NOTHING, Counts, Flops, Piece, first_layers, pieces
 from ttsi_jax.adaptation import AdaptConfig
 from ttsi_jax.batching.waves import PREFILL_ROWS, Pair, Shape, training_shape
 from ttsi_jax.checkpoints.config import from_hf
@@ -48,8 +48,7 @@ from ttsi_jax.rules import adamw, answer_cross_entropy
 from ttsi_jax.scaling.budget import base_on, state_bytes, temporaries
 from ttsi_jax.scaling.mesh import AXES, Layout, check_wave, device_bytes, mesh_shape
 from ttsi_jax.scaling.programs import SCOPES, Program, Sizes, placed, run_programs
-from workload import SHAPES
-from workload import Work as InputWork
+from workload import SHAPES, Work
 
 BASES = {  # how a base is kept: its dtype, and bytes of a weight
     "bfloat16": (jnp.bfloat16, 2.0),
@@ -88,7 +87,7 @@ class Compile:
     dtype: Literal["bfloat16", "float32", "int8", "q8_0"] = "bfloat16"
     programs: tuple[str, ...] = ()
     only: Literal["memory", "work"] | None = None
-    work: InputWork = field(default_factory=lambda: InputWork(prefix=896, suffix=128, answer=128))
+    work: Work = field(default_factory=lambda: Work(prefix=896, suffix=128, answer=128))
     json: Path | None = None
 
 
@@ -152,7 +151,7 @@ def memory_of(program: Program, mesh: Mesh) -> tuple[Memory | str, float]:
 class Estimate(NamedTuple):
     """What one call of a program does on each chip, as the compiler counts it, and how long that takes at least."""
 
-    work: Work
+    work: Counts
     by_hand: float  # FLOPs
     seconds: float
 
@@ -172,7 +171,7 @@ def estimate(
     return Estimate(total, by_hand, seconds)
 
 
-def _count(config: DecoderConfig, piece: Piece, mesh: Mesh) -> Work:
+def _count(config: DecoderConfig, piece: Piece, mesh: Mesh) -> Counts:
     def on_parts(params: Any, *rows: Any) -> Any:
         return map_rows(piece.function, (params,), rows)
 
@@ -185,7 +184,7 @@ def _count(config: DecoderConfig, piece: Piece, mesh: Mesh) -> Work:
     outside += (piece.passes - 1) * sum(map(device_bytes, jax.tree.leaves(arguments[0])))
     traffic = collectives(compiled.as_text() or "", mesh.size)
     flops = compiled.cost_analysis()["flops"]  # pyright: ignore[reportOptionalSubscript]
-    return Work(flops, outside, *traffic)
+    return Counts(flops, outside, *traffic)
 
 
 def useful(options: Compile, config: DecoderConfig, parts: int) -> dict[str, Cost]:

@@ -23,7 +23,7 @@ from ttsi_jax.rules.interface import LossFn
 from ttsi_jax.scaling.programs import Program
 
 
-class Work(NamedTuple):
+class Counts(NamedTuple):
     """What a compiled piece does on each chip, as the compiler counts it."""
 
     flops: float
@@ -31,17 +31,17 @@ class Work(NamedTuple):
     received: Mapping[str, float]  # bytes by collectives of each kind
     sent: float  # bytes
 
-    def __add__(self, other: Work) -> Work:  # type: ignore[override]
+    def __add__(self, other: Counts) -> Counts:  # type: ignore[override]
         kinds = {**self.received, **other.received}
         received = {kind: self.received.get(kind, 0.0) + other.received.get(kind, 0.0) for kind in kinds}
-        return Work(self.flops + other.flops, self.bytes + other.bytes, received, self.sent + other.sent)
+        return Counts(self.flops + other.flops, self.bytes + other.bytes, received, self.sent + other.sent)
 
-    def __mul__(self, times: float) -> Work:  # type: ignore[override]
+    def __mul__(self, times: float) -> Counts:  # type: ignore[override]
         received = {kind: times * size for kind, size in self.received.items()}
-        return Work(times * self.flops, times * self.bytes, received, times * self.sent)
+        return Counts(times * self.flops, times * self.bytes, received, times * self.sent)
 
 
-NOTHING = Work(0.0, 0.0, {}, 0.0)
+NOTHING = Counts(0.0, 0.0, {}, 0.0)
 
 
 class Piece(NamedTuple):

@@ -15,8 +15,7 @@ from chips import CHIPS, TPUS
 from collectives import collectives
 from compile_for_tpu import TOPOLOGIES, Compile, Memory, by_formula, run_of
 from ttsi_jax.scaling.mesh import AXES, mesh_shape
-from workload import SHAPES
-from workload import Work as InputWork
+from workload import SHAPES, Work
 
 ROOT = Path(__file__).parents[2]
 
@@ -39,7 +38,7 @@ def test_the_formulas_hold_for_what_was_compiled(path):
     FLOPs are within 5 % of those by hand."""
     found = json.loads(path.read_text())
     chosen = {name: found[name] for name in ("shape", "chip", "mesh", "wave", "dtype")}
-    options = Compile(**chosen, memory=found.get("memory", 2.0), work=InputWork(**found["work"]))
+    options = Compile(**chosen, memory=found.get("memory", 2.0), work=Work(**found["work"]))
     config, sizes, _, programs = run_of(options)
     mesh = AbstractMesh(mesh_shape(options.mesh), AXES)
     for name, own in found["programs"].items():

@@ -63,15 +63,15 @@ Weight = Array | Quantized
 
 def rows(weight: Weight, ids: Array) -> Array:
     """Rows [T, n] of a matrix whose groups lie within a row."""
-    found = jax.tree.map(lambda x: jnp.take(x, ids, axis=0), weight)
-    if not isinstance(found, Quantized):
-        return found
-    if len(ids) == 1:  # in decoding; for slices of one row a TPU's compiler would lay the whole matrix out anew
-        values = jnp.take(weight.values, jnp.resize(ids, 2), axis=0)[:1]
-        chosen = jax.nn.one_hot(ids, len(weight.scales), dtype=jnp.float32)
-        scales = jnp.einsum("tv,vg->tg", chosen, weight.scales, precision="high")  # exact
-        found = Quantized(values, scales, weight.dtype)
-    return found.dense()
+    if not isinstance(weight, Quantized):
+        return jnp.take(weight, ids, axis=0)
+    if len(ids) > 1:
+        return jax.tree.map(lambda x: jnp.take(x, ids, axis=0), weight).dense()
+    # In decoding: for slices of one row a TPU's compiler would lay the whole matrix and its scales out anew.
+    values = jnp.take(weight.values, jnp.resize(ids, 2), axis=0)[:1]
+    chosen = jax.nn.one_hot(ids, len(weight.scales), dtype=jnp.float32)
+    scales = jnp.einsum("tv,vg->tg", chosen, weight.scales, precision="high")  # exact
+    return Quantized(values, scales, weight.dtype).dense()
 
 
 def contract(x: Array, weight: Weight, axis: int, dtype: Any = None) -> Array:
@@ -105,5 +105,5 @@ def _per_group(x: Array, weight: Quantized, axis: int) -> Array:
     product = lambda x: jnp.concatenate([part(x, own) for own in parts], axis=-1)  # noqa: E731
     if len(parts) == 1 or x.shape[:-1] != (1,):
         return product(x)
-    # As above: what multiplies one row alone.
+    # As above: it would multiply one row as a vector.
     return jax.lax.platform_dependent(x, tpu=lambda x: product(jnp.resize(x, (2, n_in)))[:1], default=product)
