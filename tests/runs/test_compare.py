@@ -83,6 +83,18 @@ def test_runs_of_several_tasks_are_held_against_the_first_of_their_own():
     assert found.groups[2].settings == {"wave": ("(absent)", "2"), "method": ('"base"', '"tt-si"')}
 
 
+def test_means_are_over_tasks_and_each_counts_alike():
+    settings = {"gate": {"tau": 0.95}, "synthesis": {"k": 1, "file": None}}
+    small, large = [answered("x", OTHER_FUNCTION, RIGHT)] * 1, [answered(str(n), RIGHT, RIGHT) for n in range(9)]
+    runs = {"a0": as_run(*small, task="a", **settings), "b": as_run(*large, task="b", **settings)}
+    runs |= {"a1": as_run(*small, task="a", seed=1, **settings), "c": as_run(*large, task="c", wave=4, **settings)}
+    taught = settings | {"synthesis": {"k": 1, "file": "pairs-of-a"}}
+    runs["again"] = as_run(*large, task="a", **taught)  # a second group of a task is not taken
+    (found,) = compare(runs).overall
+    assert found.groups == [1, 2] and found.paper is None
+    assert found.accuracy["call"] == (0.5, 1.0) and found.difference["call"].value == 0.5
+
+
 def test_inputs_of_one_id_are_paired_where_they_are_one_input():
     prints = {"right": "1", "parses": "2", "function": "3"}
     first = as_run(*(replace(record, fingerprint=prints.get(record.id)) for record in RECORDS))
@@ -170,7 +182,7 @@ def test_records_of_older_runs_without_newer_fields_are_compared():
 def test_everything_is_strict_json():
     for runs in ({"a": run(60), "b": run(60, seed=1)}, {"none": Run({}, [], None)}, {"a": as_run(*RECORDS)}):
         found = json.loads(to_json(compare(runs)))
-        assert found.keys() == {"groups", "contrasts", "notes"}
+        assert found.keys() == {"groups", "contrasts", "overall", "notes"}
     assert found["contrasts"][0]["changes"]["call"]["fixed"] == 3
     assert found["groups"][0]["group"]["runs"]["a"]["inputs"] == 8 and found["groups"][0]["group"]["number"] == 1
 

@@ -55,6 +55,18 @@ def test_a_run_without_labels_or_records_has_no_figures():
     assert "Gate: errors" not in found and "Beside the paper" not in found
 
 
+def test_means_over_tasks_stand_beside_the_papers():
+    names = ("sealtools", "apibank", "toolalpaca", "nexusraven")
+    runs = {name: run(30, **SEALTOOLS | {"task": name}) for name in names}
+    found = tables(runs)
+    assert [row[:2] for row in found["Means over tasks"].rows] == [("1, 2, 3, 4", "tool"), ("1, 2, 3, 4", "call")]
+    assert {row[-1] for row in found["Means over tasks"].rows} == {"60.14 (+5.48)"}
+    apart = [row[1:] for row in found["Not as in the paper"].rows if row[0] == "1, 2, 3, 4"]
+    assert apart[0] == ("model", "tiny", "Qwen2.5-1.5B-Instruct") and len(apart) == 4
+    del runs["apibank"]
+    assert {row[-1] for row in tables(runs)["Means over tasks"].rows} == {"–"}
+
+
 def cost_column(runs, heading):
     found = tables(runs)["What it cost"]
     return [row[found.headings.index(heading)] for row in found.rows]

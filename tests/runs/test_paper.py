@@ -6,7 +6,7 @@ from ttsi_jax.adaptation import AdaptConfig
 from ttsi_jax.answering import AnswerConfig
 from ttsi_jax.config import RunConfig
 from ttsi_jax.quality.presets import PRESETS
-from ttsi_jax.runs.paper import beside
+from ttsi_jax.runs.paper import BENCHMARKS, beside, beside_mean
 from ttsi_jax.synthesis import SynthesisConfig
 from ttsi_jax.uncertainty import GateConfig
 
@@ -128,3 +128,19 @@ def test_any_values_at_all_are_taken(junk, method):
         beside(config(method=method) | {"adapt": {"start": "a"}, "trained_on": 1} | {name: junk}, 0)
         beside(config(method=method) | {name: junk}, 0)
     beside({"task": "sealtools", "method": method} | dict.fromkeys(("gate", "adapt", "synthesis", "answer"), junk), 0)
+
+
+def test_the_papers_mean_stands_beside_its_four_benchmarks_alone():
+    sizes = {"sealtools": 294, "apibank": 100, "toolalpaca": 64, "nexusraven": 318}
+    assert sizes.keys() == BENCHMARKS
+    runs = [(config() | {"task": task}, n, 0) for task, n in sizes.items()]
+    assert beside_mean(runs) == (
+        ("TT-SI", "60.14", 5.48, "Qwen2.5-1.5B-Instruct"),
+        {"inputs of toolalpaca": ("64", "114")},
+    )
+    direct = beside_mean([(config(method="base") | {"task": task}, n, 0) for task, n in sizes.items()])
+    assert direct.published.accuracy == "54.66"
+    assert (
+        beside_mean(runs[:3]) is None and beside_mean([*runs[:3], (config() | {"task": "bfcl:simple"}, 9, 0)]) is None
+    )
+    assert beside_mean([*runs[:3], (config(method="base") | {"task": "nexusraven"}, 318, 0)]) is None

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from ttsi_jax.runs.statistics import Changes, accuracy, bootstrap, changes, difference, mcnemar_p
+from ttsi_jax.runs.statistics import Changes, accuracy, bootstrap, changes, difference, mcnemar_p, mean_difference
 
 
 @pytest.mark.parametrize(
@@ -100,6 +100,16 @@ def test_only_rows_of_the_same_seeds_are_drawn_together():
     base = np.stack([np.ones(50), np.zeros(50)])
     assert difference(base, base)[1:] == (0, 0)
     assert difference(base, base, same_seeds=False)[1:] == (-1, 1)
+
+
+def test_the_mean_over_tasks_is_of_independent_samples_that_count_alike():
+    rng = np.random.default_rng(3)
+    tasks = [(np.zeros((1, n)), rng.integers(0, 2, (1, n))) for n in (50, 200)]
+    found, each = mean_difference(tasks), [difference(*task) for task in tasks]
+    assert found.value == pytest.approx(sum(one.value for one in each) / 2)
+    error = np.hypot(*(one.high - one.low for one in each)) / 2
+    assert found.high - found.low == pytest.approx(error, rel=0.1)
+    assert math.isnan(mean_difference([*tasks, (np.zeros((1, 0)), np.zeros((1, 0)))]).value)
 
 
 def test_the_bootstrap_of_the_mean_agrees_with_scipy():

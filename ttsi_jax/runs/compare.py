@@ -11,12 +11,13 @@ from ttsi_jax.runs import statistics
 from ttsi_jax.runs.directory import config_differences, setting
 from ttsi_jax.runs.gate_report import GateReport, gate_report
 from ttsi_jax.runs.groups import Group, Run, group_runs, notes
-from ttsi_jax.runs.paper import Beside, beside
+from ttsi_jax.runs.paper import Beside, beside, beside_mean
 from ttsi_jax.runs.record import Record, strict_json
 from ttsi_jax.runs.statistics import Array, Changes, Interval
 from ttsi_jax.runs.summary import METRICS, base_and_final, teacher_usage
 
 BASE, FINAL = 0, 1
+_OF_ONE_TASK = ("task", "inputs", "seed", "pairs", "labelled", "upper_bound")
 CAUSES = ("parses", "function", "arguments")  # what stands between an answer and being right, in this order
 
 
@@ -70,11 +71,22 @@ class Compared(NamedTuple):
     paper: Beside | None
 
 
+class Overall(NamedTuple):
+    """Means over tasks of groups with the same settings, by their numbers: tasks count alike, whatever their inputs.
+    By metric the accuracy with the base and in the end, and their difference."""
+
+    groups: list[int]
+    accuracy: dict[str, tuple[float, float]]
+    difference: dict[str, Interval]
+    paper: Beside | None
+
+
 class Comparison(NamedTuple):
     """`contrasts` hold each group against its own base, and each later one against the first of the same task."""
 
     groups: list[Compared]
     contrasts: list[Contrast]
+    overall: list[Overall]
     notes: list[str]
 
 
@@ -87,7 +99,11 @@ def compare(runs: Mapping[str, Run]) -> Comparison:
     contrasts += [
         _contrast(first, FINAL, group, FINAL) for group in groups if (first := firsts[group.task]) is not group
     ]
-    return Comparison(compared, contrasts, notes(runs))
+    settings: dict[str, dict[str, Compared]] = {}
+    for one in compared:
+        settings.setdefault(_across_tasks(one.group.config), {}).setdefault(one.group.task, one)
+    overall = [_overall(list(tasks.values())) for tasks in settings.values() if len(tasks) > 1]
+    return Comparison(compared, contrasts, overall, notes(runs))
 
 
 def to_json(comparison: Comparison) -> str:
@@ -153,6 +169,29 @@ def _contrast(first: Group, side: int, second: Group, other: int) -> Contrast:
     causes = {name: Cause(fixed[name] / len(pairs), broke[name] / len(pairs)) for name in CAUSES}
     before = "base" if side == BASE else str(first.number)
     return Contrast(before, str(second.number), len(shared), difference, changes, causes)
+
+
+def _across_tasks(config: Mapping[str, Any]) -> str:
+    """The settings that runs of several tasks may have in common."""
+    common = {name: value for name, value in config.items() if name not in _OF_ONE_TASK}
+    if isinstance(synthesis := config.get("synthesis"), dict):  # a teacher's pairs, say, are kept for each task
+        common["synthesis"] = {name: value for name, value in synthesis.items() if name != "file"}
+    return strict_json(common)
+
+
+def _overall(tasks: Sequence[Compared]) -> Overall:
+    shared = [_shared(one.group) for one in tasks]
+    accuracy, difference = {}, {}
+    for metric in ("tool", "call"):
+        sides = [
+            (_right(one.group, ids, metric, BASE), _right(one.group, ids, metric, FINAL))
+            for one, ids in zip(tasks, shared, strict=True)
+        ]
+        difference[metric] = statistics.mean_difference(sides)
+        means = [[float(side.mean()) if side.size else math.nan for side in task] for task in sides]
+        accuracy[metric] = tuple(math.fsum(values) / len(tasks) for values in zip(*means, strict=True))
+    published = beside_mean([(one.group.config, one.inputs, one.seen) for one in tasks])
+    return Overall([one.group.number for one in tasks], accuracy, difference, published)
 
 
 def _adapts(group: Group) -> bool:

@@ -3,7 +3,7 @@
 import math
 
 from ttsi_jax.runs.compare import CAUSES, Compared, Comparison, Cost
-from ttsi_jax.runs.paper import SFT_SAMPLES, TT_SI_SAMPLES, is_upper_bound
+from ttsi_jax.runs.paper import SFT_SAMPLES, TT_SI_SAMPLES, Published, is_upper_bound
 from ttsi_jax.runs.statistics import Interval
 from ttsi_jax.runs.summary import METRICS
 from ttsi_jax.runs.table import Rows
@@ -16,7 +16,19 @@ _INTERVAL = (
 
 def comparison_tables(comparison: Comparison) -> list[Rows]:
     """The tables of a comparison that have a row, the most important first; they call groups by their numbers."""
-    tables = (legend, accuracies, changes, causes, costs, teachers, error_detection, gate, paper, paper_differences)
+    tables = (
+        legend,
+        accuracies,
+        overall,
+        changes,
+        causes,
+        costs,
+        teachers,
+        error_detection,
+        gate,
+        paper,
+        paper_differences,
+    )
     return [rows for table in tables if (rows := table(comparison)).rows]
 
 
@@ -36,6 +48,22 @@ def accuracies(comparison: Comparison) -> Rows:
     headings = ("run", "inputs", *(f"{metric}, %" for metric in METRICS))
     pick = "pick: the function with the highest score; tool: the functions that are called; call: their arguments too."
     return Rows(headings, rows, "Accuracy, base → final", f"{_INTERVAL} {pick}")
+
+
+def overall(comparison: Comparison) -> Rows:
+    rows = []
+    for means in comparison.overall:
+        runs = ", ".join(map(str, means.groups))
+        theirs = "–" if means.paper is None else _theirs(means.paper.published)
+        for metric, (base, final) in means.accuracy.items():
+            points = _interval(means.difference[metric], 100, signed=True)
+            rows.append((runs, metric, f"{_number(100 * base, 1)} → {_number(100 * final, 1)}", points, theirs))
+    headings = ("runs", "metric", "base → final, %", "points", "the paper's (gain)")
+    note = (
+        "Runs of several tasks with the same settings; each task counts alike. The paper's mean is over Seal-Tools, "
+        "API-Bank, ToolAlpaca and NexusRaven, and stands beside runs of these four."
+    )
+    return Rows(headings, rows, "Means over tasks", note)
 
 
 def changes(comparison: Comparison) -> Rows:
@@ -137,9 +165,8 @@ def paper(comparison: Comparison) -> Rows:
         if group.paper is None:
             continue
         published, differs = group.paper
-        theirs = f"{published.accuracy} ({_number(published.gain, 2, signed=True)})"
         ours = (_gained(*group.accuracy[metric]) for metric in ("tool", "call"))
-        rows.append((str(group.group.number), published.method, theirs, *ours, str(len(differs))))
+        rows.append((str(group.group.number), published.method, _theirs(published), *ours, str(len(differs))))
     headings = ("run", "the paper's", "its accuracy (gain)", "tool (gain)", "call (gain)", "differences")
     note = (
         "arXiv 2510.07841, in percent and points. The paper does not say whether its accuracy is of tools or of calls. "
@@ -151,10 +178,16 @@ def paper(comparison: Comparison) -> Rows:
 
 def paper_differences(comparison: Comparison) -> Rows:
     rows = []
-    for group in comparison.groups:
-        for name, (ours, theirs) in (group.paper.differs if group.paper else {}).items():
-            rows.append((str(group.group.number), name, ours, theirs))
+    known = [(str(group.group.number), group.paper) for group in comparison.groups]
+    known += [(", ".join(map(str, means.groups)), means.paper) for means in comparison.overall]
+    for runs, found in known:
+        for name, (ours, theirs) in (found.differs if found else {}).items():
+            rows.append((runs, name, ours, theirs))
     return Rows(("run", "differs in", "here", "the paper"), rows, "Not as in the paper", justify="left")
+
+
+def _theirs(published: Published) -> str:
+    return f"{published.accuracy} ({_number(published.gain, 2, signed=True)})"
 
 
 def _with_each(value: float | None, cost: Cost) -> str:

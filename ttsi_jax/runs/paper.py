@@ -1,6 +1,6 @@
 """What the paper (arXiv 2510.07841) reports, to stand beside a run of the same task and method."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from ttsi_jax.quality.presets import PRESETS
@@ -40,6 +40,8 @@ _FIGURES: Mapping[tuple[str, str], Published] = {
     ("apibank", "tt-si"): Published("TT-SI", "–", 4.26),
 }
 _OF_LARGE = {("sealtools", "tt-si"): Published("TT-SI, 7B", "–", 3.02, LARGE)}
+_MEANS = {"base": Published("direct", "54.66", None), "tt-si": Published("TT-SI", "60.14", 5.48)}
+BENCHMARKS = frozenset({"sealtools", "apibank", "toolalpaca", "nexusraven"})  # that the means are over
 _INPUTS = {"sealtools": 294, "toolalpaca": 114, "nexusraven": 318}
 
 _PRESET = PRESETS["paper"]
@@ -64,13 +66,32 @@ def beside(config: Mapping[str, Any], n_inputs: int, n_seen: int = 0) -> Beside 
         n_seen: those whose labels the model was trained on before the run.
     """
     task, kind = str(config.get("task")), _kind(config, n_inputs, n_seen)
-    model = str(config.get("model")).rpartition("/")[2]
-    own_size = _OF_LARGE if model.lower() == LARGE.lower() else {}
+    own_size = _OF_LARGE if _model(config) == LARGE.lower() else {}
     published = own_size.get((task, kind)) or _FIGURES.get((task, kind))
-    if published is None:
+    return published and Beside(published, _apart(published, config, n_inputs, n_seen))
+
+
+def beside_mean(runs: Sequence[tuple[Mapping[str, Any], int, int]]) -> Beside | None:
+    """The paper's mean over its four benchmarks, for one run of each; None where they are others, or it has none.
+
+    Args:
+        runs: of each what `beside` takes.
+    """
+    kinds, tasks = {_kind(*run) for run in runs}, [str(config.get("task")) for config, *_ in runs]
+    published = _MEANS.get(kinds.pop()) if len(kinds) == 1 else None
+    if published is None or sorted(tasks) != sorted(BENCHMARKS):
         return None
     differs = {}
-    if model.lower() != published.model.lower():
+    for task, run in zip(tasks, runs, strict=True):
+        for name, values in _apart(published, *run).items():
+            differs[f"{name} of {task}" if name == "inputs" else name] = values
+    return Beside(published, differs)
+
+
+def _apart(published: Published, config: Mapping[str, Any], n_inputs: int, n_seen: int) -> dict[str, tuple[str, str]]:
+    """In what a run is not the one that a figure is of."""
+    differs, kind, task = {}, _kind(config, n_inputs, n_seen), str(config.get("task"))
+    if _model(config) != published.model.lower():
         differs["model"] = str(config.get("model")), published.model
     if "int8" in str(config.get("dtype")):
         differs["dtype"] = str(config["dtype"]), "a float"
@@ -80,7 +101,12 @@ def beside(config: Mapping[str, Any], n_inputs: int, n_seen: int = 0) -> Beside 
     if kind in ("sft", "upper bound"):
         differs |= _training_apart(config, n_inputs, n_seen, kind)
         settings = (*_OF_ANSWERS, *_OF_ADAPTERS)
-    return Beside(published, differs | _settings_apart(config, settings))
+    return differs | _settings_apart(config, settings)
+
+
+def _model(config: Mapping[str, Any]) -> str:
+    """The model's name, without whose it is."""
+    return str(config.get("model")).rpartition("/")[2].lower()
 
 
 def is_upper_bound(n_inputs: int, n_seen: int) -> bool:

@@ -4,7 +4,7 @@ A metric over a group of runs is an array `[S, N]`: S seeds, N inputs, 1 where t
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -83,17 +83,32 @@ def difference(
         before, after: `[S_before, N]` and `[S_after, N]`.
         same_seeds: whether row s of both is of the same seed, so that rows are drawn together.
     """
-    before, after = (np.atleast_2d(np.asarray(side, np.float64)) for side in (before, after))
-    n = after.shape[1]
+    return mean_difference([(before, after)], same_seeds=same_seeds, resamples=resamples, seed=seed)
+
+
+def mean_difference(
+    tasks: Sequence[tuple[ArrayLike, ArrayLike]],
+    *,
+    same_seeds: bool = True,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+) -> Interval:
+    """The mean over tasks of each one's `difference`; tasks count alike, and each one's inputs and seeds are drawn
+    apart (a stratified bootstrap)."""
+    sides = [tuple(np.atleast_2d(np.asarray(side, np.float64)) for side in task) for task in tasks]
     rng = np.random.default_rng(seed)
 
-    def resampled() -> float:
+    def resampled(before: Array, after: Array) -> float:
+        n = after.shape[1]
         counts = np.bincount(rng.integers(n, size=n), minlength=n)
         rows = rng.integers(len(after), size=len(after))
         others = rows if same_seeds else rng.integers(len(before), size=len(before))
         return _mean(after[rows], counts) - _mean(before[others], counts)
 
-    return _interval(float(after.mean() - before.mean()) if n else math.nan, resampled, resamples if n else 0)
+    if not all(after.shape[1] for _, after in sides):
+        return Interval(math.nan, math.nan, math.nan)
+    value = np.mean([after.mean() - before.mean() for before, after in sides])
+    return _interval(float(value), lambda: float(np.mean([resampled(*task) for task in sides])), resamples)
 
 
 def bootstrap(
