@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ttsi_jax.runs import statistics
-from ttsi_jax.runs.directory import config_differences, setting
+from ttsi_jax.runs.directory import config_differences, flat, setting
 from ttsi_jax.runs.gate_report import GateReport, gate_report
 from ttsi_jax.runs.groups import Group, Run, group_runs, notes
 from ttsi_jax.runs.paper import Beside, beside, beside_mean
@@ -17,7 +17,10 @@ from ttsi_jax.runs.statistics import Array, Changes, Interval
 from ttsi_jax.runs.summary import METRICS, base_and_final, teacher_usage
 
 BASE, FINAL = 0, 1
-_OF_ONE_TASK = ("task", "inputs", "seed", "pairs", "labelled", "upper_bound")
+# What tells of a task, or (a wave, its memory) follows from it and changes no answer.
+_OF_ONE_TASK = (
+    "task", "inputs", "seed", "pairs", "labelled", "upper_bound", "synthesis.file", "wave", "adapt.memory",
+)  # fmt: skip
 CAUSES = ("parses", "function", "arguments")  # what stands between an answer and being right, in this order
 
 
@@ -173,10 +176,7 @@ def _contrast(first: Group, side: int, second: Group, other: int) -> Contrast:
 
 def _across_tasks(config: Mapping[str, Any]) -> str:
     """The settings that runs of several tasks may have in common."""
-    common = {name: value for name, value in config.items() if name not in _OF_ONE_TASK}
-    if isinstance(synthesis := config.get("synthesis"), dict):  # a teacher's pairs, say, are kept for each task
-        common["synthesis"] = {name: value for name, value in synthesis.items() if name != "file"}
-    return strict_json(common)
+    return strict_json([item for item in sorted(flat(config)) if item[0] not in _OF_ONE_TASK])
 
 
 def _overall(tasks: Sequence[Compared]) -> Overall:

@@ -198,7 +198,7 @@ def read_records(path: Path) -> tuple[dict[str, Record], int]:
 
 def config_differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, tuple[str, str]]:
     """The settings in which two configurations differ: dotted name to both values, as text."""
-    a, b = dict(_flat(old)), dict(_flat(new))
+    a, b = dict(flat(old)), dict(flat(new))
     names = [name for name in a | b if name not in a or name not in b or a[name] != b[name]]
     return {name: (_shown(a, name), _shown(b, name)) for name in names}
 
@@ -210,10 +210,11 @@ def setting(config: Mapping[str, Any], name: str) -> Any:
     return settings.get(key) if isinstance(settings, dict) else None
 
 
-def _flat(config: Mapping[str, Any], above: str = "") -> Iterable[tuple[str, Any]]:
+def flat(config: Mapping[str, Any], above: str = "") -> Iterable[tuple[str, Any]]:
+    """Settings by their dotted names."""
     for key, value in config.items():
         if isinstance(value, dict) and value:
-            yield from _flat(value, f"{above}{key}.")
+            yield from flat(value, f"{above}{key}.")
         else:
             yield f"{above}{key}", value
 
