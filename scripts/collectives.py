@@ -28,22 +28,25 @@ def collectives(text: str, n_devices: int) -> Traffic:
     """The collectives of a program without loops, compiled for so many devices.
 
     A TPU's compiler writes one that goes on beside other work several times: in the fusions where it begins and ends,
-    and in those that go on with it.
+    and in those that go on with it. A reduce-scatter it writes as an all-reduce, of which each device cuts its share.
     """
     received, sent = defaultdict[str, float](float), 0.0
-    share = 1.0
+    share, scatters = 1.0, False
     for line in text.splitlines():
         if begins := _COMPUTATION.match(line):
             share = {"async_collective_fusion": 0.0, "fused_computation": 0.5}.get(begins[1], 1.0)
-        if kind := KIND.search(line):
-            result = line[: kind.start()].partition(" = ")[2]
+            scatters = begins[1] == "all-reduce-scatter"
+        if found := KIND.search(line):
+            result = line[: found.start()].partition(" = ")[2]
             sizes = [_bytes(*array.groups()) for array in _ARRAY.finditer(result)]
-            if kind[2]:  # what starts one that ends elsewhere lists its arguments before its results, most do
+            if found[2]:  # what starts one that ends elsewhere lists its arguments before its results, most do
                 starts = {"all-reduce": sizes, "collective-permute": sizes[1:2]}
-                sizes = starts.get(kind[1], sizes[len(sizes) // 2 :])
-            own = share * sum(sizes)
-            received[kind[1]] += own
-            sent += own * _sent(kind[1], max(map(len, groups(line, n_devices))))
+                sizes = starts.get(found[1], sizes[len(sizes) // 2 :])
+            n, kind, own = max(map(len, groups(line, n_devices))), found[1], share * sum(sizes)
+            if scatters:
+                kind, own = "reduce-scatter", own / n
+            received[kind] += own
+            sent += own * _sent(kind, n)
     return Traffic(dict(received), sent)
 
 

@@ -265,6 +265,7 @@ class Formula(NamedTuple):
 
     memory: float  # bytes, code not counted
     seconds: float  # at least
+    sent: float  # bytes
 
 
 def by_formula(
@@ -299,7 +300,7 @@ def by_formula(
         params = {"embed": params["embed"], "layers": params["layers"] | {last: wanted}}
     held = sum(device_bytes(x) for x in jax.tree.leaves((params, others)) if isinstance(x, jax.ShapeDtypeStruct))
     held += 0 if "chunk" in how else base.gathered  # training counts it itself
-    return Formula(held + beside, load.seconds(CHIPS[options.chip])[0])
+    return Formula(held + beside, load.seconds(CHIPS[options.chip])[0], load.sent)
 
 
 def _with_chunk(program: Program, how: Mapping[str, Any]) -> Program:

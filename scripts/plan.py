@@ -99,8 +99,10 @@ class Loads:
         self.flops, self.costs = Flops(self.config, rank), Costs(self.config, 2, weight=weight)
         self.adapter = 4 * adapter_size(self.config, LoraConfig(rank))  # bytes on a chip
         whole = undivided(config, self.model)
-        self.n_sums = config.n_layers * sum(part not in whole for part in ("attention", "MLP"))
-        self.n_sums += "vocabulary" not in whole
+        products = {"attention": 1 if "keys and values" in whole else 3, "MLP": 2}  # that begin from the stream
+        found = [n for part, n in products.items() if part not in whole]
+        self.n_parts, self.n_products = config.n_layers * len(found), config.n_layers * sum(found)
+        self.n_sums = self.n_parts + ("vocabulary" not in whole)
 
     def read(self, rows: int, tokens: int, past: float, projected: int, adapted: bool = False) -> Load:
         """One pass forward over `tokens` of each row after `past` ones."""
@@ -120,14 +122,24 @@ class Loads:
         flops = self.flops.train(tokens, past, trained, remat) * chunk
         kept = training_bytes(self.config, settings, tokens, past, trained)  # twice, since they are counted as float32
         n_bytes = passes * costs.base + chunk * (past * costs.cache + kept + 4 * self.adapter)
-        sent = passes * (self.sums(chunk * tokens) + self.gathered())
+        sent = self.trained(chunk * tokens, passes) + passes * self.gathered()
         return Load(flops, n_bytes, sent) * (steps * self.rows / chunk)
 
     def sums(self, tokens: int) -> float:
         """Bytes that a chip sends for the sums of the stream over `model`: two in a layer and one of embeddings, where
         what they sum over is divided."""
-        stream = 2 * tokens * self.config.hidden_size
-        return self.n_sums * stream * 2 * (self.model - 1) / self.model
+        return 2 * self.n_sums * self.stream(tokens)
+
+    def trained(self, tokens: int, passes: int) -> float:
+        """The same for a training step, of which the backward pass is the last. As a TPU's compiler does it, a device
+        normalises its share of the sums, which is gathered for the products; and what comes back from each product is
+        summed apart."""
+        gathers, backward = passes * self.n_parts, 2 * self.n_products
+        return (passes - 1) * self.sums(tokens) + (gathers + backward) * self.stream(tokens)
+
+    def stream(self, tokens: int) -> float:
+        """Bytes that a chip sends to gather the stream of so many tokens over `model`; half of what a sum takes."""
+        return 2 * tokens * self.config.hidden_size * (self.model - 1) / self.model
 
     def gathered(self) -> float:
         """Bytes that a chip sends for a pass whose layers are gathered over `fsdp`."""
