@@ -34,8 +34,8 @@ def test_without_libtpu_it_says_what_to_install(monkeypatch, capsys):
 
 @pytest.mark.parametrize("path", sorted((ROOT / "docs" / "results").glob("tpu_*.json")), ids=lambda path: path.stem)
 def test_the_formulas_hold_for_what_was_compiled(path):
-    """Memory, but for code, the seconds of a bound and what is sent: within 15 % of the figures in docs/scaling.md. The compiler's
-    FLOPs are within 5 % of those by hand."""
+    """Memory, but for code, the seconds of a bound and what is sent: within 15 % of the figures in docs/scaling.md. The
+    compiler's FLOPs are within 5 % of those by hand."""
     found = json.loads(path.read_text())
     chosen = {name: found[name] for name in ("shape", "chip", "mesh", "wave", "dtype")}
     options = Compile(**chosen, memory=found.get("memory", 2.0), work=Work(**found["work"]))
