@@ -85,7 +85,7 @@ def test_runs_of_several_tasks_are_held_against_the_first_of_their_own():
 
 def test_means_are_over_tasks_and_each_counts_alike():
     settings = {"gate": {"tau": 0.95}, "synthesis": {"k": 1, "file": None}}
-    small, large = [answered("x", OTHER_FUNCTION, RIGHT)] * 1, [answered(str(n), RIGHT, RIGHT) for n in range(9)]
+    small, large = [answered("x", OTHER_FUNCTION, RIGHT)], [answered(str(n), RIGHT, RIGHT) for n in range(9)]
     runs = {"a0": as_run(*small, task="a", **settings), "b": as_run(*large, task="b", wave=4, **settings)}
     runs |= {"a1": as_run(*small, task="a", seed=1, **settings), "c": as_run(*large, task="c", unmatchable="drop")}
     taught = settings | {"synthesis": {"k": 1, "file": "pairs-of-a"}}
