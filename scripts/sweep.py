@@ -11,18 +11,21 @@ command resumes: finished cells are read, not run. An option that takes several 
 A model is loaded once. Scores, base answers, pairs and adapted answers that cells have in common are computed once
 (`ttsi_jax.batching.shared`), and every cell's seconds count its whole work. The records are those of separate runs; in
 the scope `all` the cells of a model and task pad their inputs as the one does that trains longest, so figures differ in
-rounding. What is shared lies in memory: cells that finished before an interruption are not used by those after it. A
-cell that fails is told at the end and costs the others nothing. Exit codes: 0 done; 1 a cell or an input failed; 2 bad
-arguments; 130 interrupted.
+rounding. Scores, base answers and pairs also lie in OUT/.shared (pickles, so resume only a sweep of your own) for
+the cells after an interruption or with new options; other versions of the code or of its packages begin anew, and when
+all cells are done the files may go. A cell that fails is told at the end and costs the others nothing. Exit codes: 0
+done; 1 a cell or an input failed; 2 bad arguments; 130 interrupted.
 """
 
 from __future__ import annotations
 
+import dbm.dumb
 import hashlib
 import os
 import re
+import shelve
 import sys
-from collections.abc import Callable, Hashable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, MutableMapping, Sequence
 from contextlib import redirect_stderr
 from dataclasses import replace
 from io import StringIO
@@ -33,14 +36,16 @@ from typing import Any, NamedTuple
 import tyro
 from rich.console import Console
 
+import ttsi_jax
 from ttsi_jax.batching.inputs import passes
-from ttsi_jax.batching.shared import Shared
+from ttsi_jax.batching.shared import Kept, Shared
 from ttsi_jax.checkpoints import LanguageModel, load_model
 from ttsi_jax.cli.arguments import Run, run_of
 from ttsi_jax.config import automatic, check, find_parts
 from ttsi_jax.errors import InputError, ModelFileError
 from ttsi_jax.loop import run
 from ttsi_jax.runs.clock import keep_programs
+from ttsi_jax.runs.environment import environment
 from ttsi_jax.runs.progress import progress_bars
 from ttsi_jax.runs.signals import Interrupts
 from ttsi_jax.runs.table import Rows, rendered, shown
@@ -154,21 +159,30 @@ def refuse_equal_names(cells: Sequence[Cell]) -> None:
 
 def sweep(
     cells: Sequence[Cell],
+    stored: MutableMapping[str, Kept],
     progress: Callable[..., None],
     done: Callable[[Done], None],
     tell: Callable[[str], None],
 ) -> list[Done]:
-    """Runs the cells, those of a model one after another; a cell that fails leaves the others alone."""
+    """Runs the cells, those of a model one after another; a cell that fails leaves the others alone.
+
+    Args:
+        cells: the runs.
+        stored: scores, base answers and pairs of earlier sweeps, to which those of this one are added.
+        progress: called as `run` does.
+        done: called with each cell that ended.
+        tell: called with what is to be known of the tasks and the runs.
+    """
     found: list[Done] = []
     n_passes = most_passes(cells)
     order = {key: place for place, key in enumerate(dict.fromkeys(_weights(cell) for cell in cells))}
     loaded: tuple[Any, LanguageModel | None] = None, None
-    shared = Shared.between_runs()
+    shared = Shared.between_runs(stored)
     for cell in sorted(cells, key=lambda cell: order[_weights(cell)]):
         try:
             if loaded[0] != _weights(cell):
                 loaded = None, None  # the old one makes room first
-                loaded, shared = (_weights(cell), _load(cell.args)), Shared.between_runs()
+                loaded, shared = (_weights(cell), _load(cell.args)), Shared.between_runs(stored)
             assert loaded[1] is not None
             task = load_task(cell.args.task, data_dir=cell.args.data, limit=cell.args.limit)
             for problem in task.problems:
@@ -183,6 +197,18 @@ def sweep(
         found.append(ended)
         done(ended)
     return found
+
+
+def shared_file(out: Path) -> MutableMapping[str, Kept]:
+    """Scores, base answers and pairs of all sweeps into `out` by the same code on the same kind of machine."""
+    known = environment()
+    made_by = hashlib.sha256(repr((known["python"], known["versions"], known["jax"]["backend"])).encode())
+    for file in sorted(Path(ttsi_jax.__file__).parent.rglob("*.py")):
+        made_by.update(file.read_bytes())
+    folder = out / ".shared"
+    folder.mkdir(parents=True, exist_ok=True)
+    file: Any = dbm.dumb.open(str(folder / made_by.hexdigest()[:16]))
+    return shelve.Shelf(file)
 
 
 def most_passes(cells: Iterable[Cell]) -> dict[Hashable, int]:
@@ -258,7 +284,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 messages.print(shown(f"{len(finished)} of {len(cells)}: {ended.cell.name}{why}"), soft_wrap=True)
                 show("cells", len(finished), len(cells))
 
-            found = sweep(cells, progress, done, tell)
+            found = sweep(cells, shared_file(Path(arguments[0])), progress, done, tell)
     except (InputError, ModelFileError) as error:
         messages.print(shown(f"error: {error}"), soft_wrap=True)
         return 2

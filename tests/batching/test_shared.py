@@ -15,7 +15,7 @@ def test_the_bases_answers_are_shared_whatever_pairs_are_asked_for_with():
     encoder = PromptEncoder(MODEL.tokenizer)
     found = prepare(EXAMPLES[0], "t", encoder, settings(), MODEL.config.context_length, REQUEST)
     assert isinstance(found, Draft)
-    shared, done = Shared.between_runs().of(settings(), MODEL, 8, ()), []
+    shared, done = Shared.between_runs().of(settings(), MODEL, 8, (), REQUEST), []
 
     def steps(draft):
         done.append(draft.requests)

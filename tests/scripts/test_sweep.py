@@ -14,6 +14,7 @@ from ttsi_jax.batching.waves import Waves
 from ttsi_jax.cli import main
 from ttsi_jax.errors import InputError
 from ttsi_jax.quality.presets import PRESETS
+from ttsi_jax.runs.environment import environment
 from ttsi_jax.runs.groups import load_run
 
 SETTINGS = [
@@ -121,7 +122,7 @@ def test_a_sweep(arguments, monkeypatch, capsys):
     assert sweep.main(["out", *arguments, *grid]) == 1, "the cell without a task failed"
     out, err = capsys.readouterr()
     assert "4 of 4" in err and "missing.jsonl" in err and "→" in out
-    cells = sorted(Path("out").iterdir())
+    cells = sorted(Path("out").glob("[!.]*"))
     assert len(cells) == 3
     base = [row for row in scored if row.start == len(row.suffix)]
     together = len(scored)
@@ -153,15 +154,27 @@ def test_cells_in_the_scope_all_share_what_does_not_depend_on_training(arguments
 
     counted("answer_with_base")
     counted("write_pairs")
+    counted("learn_all")
     monkeypatch.setattr(inputs, "BUCKET_COST", 300)  # one bucket by itself for the first two cells, two for the others
     arguments = [*arguments, "--adapt.scope", "all"]
     grid = ["--", "--method", "base", "--", "--adapt.epochs", "1", "2", "--", "--synthesis.k", "2"]
     assert sweep.main(["out", *arguments, *grid]) == 0
     ids = [one.id for one in EXAMPLES[:3]]
-    assert done == Counter([("answer_with_base", id) for id in ids] + [("write_pairs", id) for id in ids] * 2)
+    not_trained = Counter({key: n for key, n in done.items() if key[0] != "learn_all"})
+    assert not_trained == Counter([("answer_with_base", id) for id in ids] + [("write_pairs", id) for id in ids] * 2)
 
+    done.clear()
+    assert sweep.main(["out", *arguments, *grid, "--", "--adapt.lr", "1e-2"]) == 0
+    assert {part for part, _ in done} == {"learn_all"}, "a later process finds scores, base answers and pairs"
     [base] = Path("out").glob("*.base.*")
     assert main(["run", *arguments, "--method", "base", "--out", "alone"]) == 0
     for own, alone in zip(load_run(base).records, load_run("alone").records, strict=True):
         assert (own.base_calls, own.pick, own.text_base) == (alone.base_calls, alone.pick, alone.text_base)
         assert own.log_likelihoods == pytest.approx(alone.log_likelihoods, abs=1e-4)
+
+
+def test_what_outlives_a_sweep_is_for_the_same_code(tmp_path, monkeypatch):
+    sweep.shared_file(tmp_path)["a part"] = "what it came to"
+    assert dict(sweep.shared_file(tmp_path)) == {"a part": "what it came to"}
+    monkeypatch.setattr(sweep, "environment", lambda: environment() | {"versions": {"jax": "another"}})
+    assert not sweep.shared_file(tmp_path)

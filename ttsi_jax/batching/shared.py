@@ -2,27 +2,34 @@
 
 Runs of one process that differ only in what comes later (rate, epochs, method, …) score the same prompts, decode the
 same base answers and write the same pairs; those that differ only in who adapts (tau) or in what is accepted learn and
-answer the same. `Shared` keeps what a part came to, under all that decides it: the
-model, the settings that the part reads, the input's tokens and the shapes that it is padded to. So a run's records are
-the same with it as without; the seconds of a part are those that it took the first time.
+answer the same. `Shared` keeps what a part came to, under all that decides it: the model, the settings that the part
+reads, the input's tokens and the shapes that it is padded to. So a run's records are the same with it as without; the
+seconds of a part are those that it took the first time. Scores, base answers and pairs may outlive the process; what
+adapters learned does not, since the rule of an update may be the user's own and change.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Hashable
-from dataclasses import dataclass, replace
+import hashlib
+from collections.abc import Callable, Generator, Mapping, MutableMapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from ttsi_jax.batching.inputs import Draft
 from ttsi_jax.batching.waves import Pair
 from ttsi_jax.checkpoints import LanguageModel
+from ttsi_jax.checkpoints.files import checksum
 from ttsi_jax.checkpoints.int8 import storage
+from ttsi_jax.checkpoints.peft import WEIGHTS
 from ttsi_jax.config import RunConfig
 from ttsi_jax.quality.confidence import CALL_ESTIMATORS
 from ttsi_jax.runs.record import strict_json
+from ttsi_jax.synthesis import PairSource
+from ttsi_jax.synthesis.pairs import Collection
 
 
-class _Kept(NamedTuple):
+class Kept(NamedTuple):
     """What a part returned, and what it changed in the draft."""
 
     value: Any
@@ -39,22 +46,30 @@ class Shared:
     """What was kept so far, and the settings that each part is known by; an empty one keeps nothing.
 
     Attributes:
-        kept: by part, settings and input; None keeps nothing.
+        kept: by part, the parts themselves, by a digest of settings and input; a part without a place is not kept.
         keys: of each part, what else decides it than the input.
     """
 
-    kept: dict[Hashable, _Kept] | None = None
+    kept: Mapping[str, MutableMapping[str, Kept]] = field(default_factory=dict)
     keys: tuple[tuple[str, str], ...] = ()
 
     @staticmethod
-    def between_runs() -> Shared:
-        """For the runs of one process."""
-        return Shared({})
+    def between_runs(stored: MutableMapping[str, Kept] | None = None) -> Shared:
+        """For the runs of one process, and of all that have `stored`, where scores, base answers and pairs go."""
+        in_memory: dict[str, Kept] = {}
+        stored = in_memory if stored is None else stored
+        return Shared({"base": stored, "pairs": stored, "learned": in_memory})
 
-    def of(self, config: RunConfig, model: LanguageModel, n_decoded: int, extras: tuple[str, ...]) -> Shared:
-        """The same, for a run with these settings."""
+    def of(
+        self, config: RunConfig, model: LanguageModel, n_decoded: int, extras: tuple[str, ...], source: PairSource
+    ) -> Shared:
+        """The same, for a run with these settings and this source of pairs."""
         weights = (model.name, model.checksum, storage(model.params))
-        start = config.adapt.start and (config.adapt.start, config.adapt.scope, repr(config.adapt.lora))
+        start = config.adapt.start and (
+            checksum([Path(config.adapt.start) / WEIGHTS]),
+            config.adapt.scope,
+            repr(config.adapt.lora),
+        )
         sampled = config.seed if config.answer.samples else None
         base = (*weights, start, config.wave, n_decoded, repr(config.answer), config.gate.score, sampled)
         base = (*base, config.asks_channel)
@@ -68,6 +83,7 @@ class Shared:
             *base,
             config.seed,
             config.source,
+            source.checksum if isinstance(source, Collection) else None,
             repr(config.synthesis),
             repr(config.teacher),
             extras,
@@ -87,21 +103,22 @@ class Shared:
         self, part: str, draft: Draft, steps: Callable[[Draft], Generator[Any, Any, Any]]
     ) -> Generator[Any, Any, Any]:
         """Goes through a part, or takes what it came to in another run; what it returns."""
-        settings = dict(self.keys).get(part)
-        if self.kept is None or settings is None:
+        settings, known = dict(self.keys).get(part), self.kept.get(part)
+        if known is None or settings is None:
             return (yield from steps(draft))
         requests = () if part == "base" else draft.requests  # which answers do not read
         prompts = draft.prefix, draft.opened, requests, tuple(draft.names)
-        key = (part, settings, draft.example.id, draft.shape, *prompts)
-        if key not in self.kept:
+        decided_by = repr((part, settings, draft.example.id, draft.shape, *prompts))
+        key = hashlib.sha256(decided_by.encode()).hexdigest()
+        if key not in known:
             before = draft.record
             value = yield from steps(draft)
             changed = {name: new for name, new in vars(draft.record).items() if new != getattr(before, name)}
             seconds, tokens = (_new(changed.pop(name, {}), getattr(before, name)) for name in ("seconds", "tokens"))
             found = list(draft.pairs), draft.held_out, list(draft.shown)  # the draft's own lists grow
-            self.kept[key] = _Kept(value, changed, seconds, tokens, *found)
+            known[key] = Kept(value, changed, seconds, tokens, *found)
             return value
-        kept = self.kept[key]
+        kept = known[key]
         seconds, tokens = {**draft.record.seconds, **kept.seconds}, {**draft.record.tokens, **kept.tokens}
         draft.note(**kept.fields, seconds=seconds, tokens=tokens)
         draft.pairs, draft.held_out, draft.shown = list(kept.pairs), kept.held_out, list(kept.shown)
