@@ -11,22 +11,20 @@ command resumes: finished cells are read, not run. An option that takes several 
 A model is loaded once. Scores, base answers, pairs and adapted answers that cells have in common are computed once
 (`ttsi_jax.batching.shared`), and every cell's seconds count its whole work. The records are those of separate runs; in
 the scope `all` the cells of a model and task pad their inputs as the one does that trains longest, so figures differ in
-rounding. Scores, base answers and pairs also lie in OUT/.shared (pickles, so resume only a sweep of your own) for
-the cells after an interruption or with new options; other versions of the code or of its packages begin anew, and when
-all cells are done the files may go. A cell that fails is told at the end and costs the others nothing. Exit codes: 0
-done; 1 a cell or an input failed; 2 bad arguments; 130 interrupted.
+rounding. Scores, base answers and pairs also lie in OUT/.shared, for cells after an interruption or with new options;
+other versions of the code or of its packages begin anew, and when all cells are done it may go. A cell that fails is
+told at the end and costs the others nothing. Exit codes: 0 done; 1 a cell or an input failed; 2 bad arguments; 130
+interrupted.
 """
 
 from __future__ import annotations
 
-import dbm.dumb
 import hashlib
 import os
 import re
-import shelve
 import sys
 from collections.abc import Callable, Hashable, Iterable, MutableMapping, Sequence
-from contextlib import redirect_stderr
+from contextlib import redirect_stderr, suppress
 from dataclasses import replace
 from io import StringIO
 from itertools import product
@@ -38,7 +36,7 @@ from rich.console import Console
 
 import ttsi_jax
 from ttsi_jax.batching.inputs import passes
-from ttsi_jax.batching.shared import Kept, Shared
+from ttsi_jax.batching.shared import Kept, Shared, from_json, to_json
 from ttsi_jax.checkpoints import LanguageModel, load_model
 from ttsi_jax.cli.arguments import Run, run_of
 from ttsi_jax.config import automatic, check, find_parts
@@ -199,16 +197,30 @@ def sweep(
     return found
 
 
-def shared_file(out: Path) -> MutableMapping[str, Kept]:
-    """Scores, base answers and pairs of all sweeps into `out` by the same code on the same kind of machine."""
-    known = environment()
-    made_by = hashlib.sha256(repr((known["python"], known["versions"], known["jax"]["backend"])).encode())
-    for file in sorted(Path(ttsi_jax.__file__).parent.rglob("*.py")):
-        made_by.update(file.read_bytes())
-    folder = out / ".shared"
-    folder.mkdir(parents=True, exist_ok=True)
-    file: Any = dbm.dumb.open(str(folder / made_by.hexdigest()[:16]))
-    return shelve.Shelf(file)
+class SharedFile(dict[str, Kept]):
+    """Scores, base answers and pairs of the sweeps into a directory: lines of JSON, added as they come.
+
+    Other versions of the code or of its packages have another file.
+    """
+
+    def __init__(self, out: Path):
+        super().__init__()
+        known = environment()
+        made_by = hashlib.sha256(repr((known["python"], known["versions"], known["jax"]["backend"])).encode())
+        for file in sorted(Path(ttsi_jax.__file__).parent.rglob("*.py")):
+            made_by.update(file.read_bytes())
+        self._path = out / ".shared" / f"{made_by.hexdigest()[:16]}.jsonl"
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        self._path.touch()
+        for line in self._path.read_text(encoding="utf-8").splitlines():
+            key, _, kept = line.partition(" ")
+            with suppress(ValueError, TypeError):  # half a line, from a process that was killed
+                super().__setitem__(key, from_json(kept))
+
+    def __setitem__(self, key: str, kept: Kept) -> None:
+        super().__setitem__(key, kept)
+        with self._path.open("a", encoding="utf-8") as file:
+            file.write(f"\n{key} {to_json(kept)}")  # which ends half a line, if there is one
 
 
 def most_passes(cells: Iterable[Cell]) -> dict[Hashable, int]:
@@ -284,7 +296,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 messages.print(shown(f"{len(finished)} of {len(cells)}: {ended.cell.name}{why}"), soft_wrap=True)
                 show("cells", len(finished), len(cells))
 
-            found = sweep(cells, shared_file(Path(arguments[0])), progress, done, tell)
+            found = sweep(cells, SharedFile(Path(arguments[0])), progress, done, tell)
     except (InputError, ModelFileError) as error:
         messages.print(shown(f"error: {error}"), soft_wrap=True)
         return 2

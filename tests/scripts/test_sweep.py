@@ -4,18 +4,21 @@ import json
 from collections import Counter
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import sweep
 from tiny_runs import EXAMPLES, untimed, write_model
 from ttsi_jax.algorithm import Algorithm
 from ttsi_jax.batching import inputs
-from ttsi_jax.batching.waves import Waves
+from ttsi_jax.batching.shared import Kept
+from ttsi_jax.batching.waves import Pair, Waves
 from ttsi_jax.cli import main
 from ttsi_jax.errors import InputError
 from ttsi_jax.quality.presets import PRESETS
 from ttsi_jax.runs.environment import environment
 from ttsi_jax.runs.groups import load_run
+from ttsi_jax.tasks import Call
 
 SETTINGS = [
     *("--answer.form", "keys", "--answer.max-tokens", "24", "--answer.value-tokens", "4", "--wave", "4"),
@@ -174,7 +177,21 @@ def test_cells_in_the_scope_all_share_what_does_not_depend_on_training(arguments
 
 
 def test_what_outlives_a_sweep_is_for_the_same_code(tmp_path, monkeypatch):
-    sweep.shared_file(tmp_path)["a part"] = "what it came to"
-    assert dict(sweep.shared_file(tmp_path)) == {"a part": "what it came to"}
+    pair = Pair((1, 2), (3,), (True,), (), ((4, 5), (6,)), (0.5, 1.0), (7,), (Pair((8,), (9,)),))
+    scores = np.array([-0.1, -np.inf], np.float32), 0.25
+    shown = [("a request", [Call("f", {"x": [1]})])]
+    kept = Kept(None, {"reason": "\u2028"}, {"synthesize": 1.5}, {"synthesize": 3}, [pair], pair, shown)
+    file = sweep.SharedFile(tmp_path)
+    file["pairs"], file["base"] = kept, kept._replace(value=scores, pairs=[], held_out=None, shown=[])
+    [path] = (tmp_path / ".shared").iterdir()
+    with path.open("a") as torn:
+        torn.write('\nkey [null, {"reas')
+    sweep.SharedFile(tmp_path)["later"] = kept
+
+    found = sweep.SharedFile(tmp_path)
+    assert found.keys() == {"pairs", "base", "later"} and found["pairs"] == found["later"] == kept
+    assert found["base"].value[0].dtype == np.float32 and found["base"].value[1] == 0.25
+    np.testing.assert_array_equal(found["base"].value[0], scores[0])
+
     monkeypatch.setattr(sweep, "environment", lambda: environment() | {"versions": {"jax": "another"}})
-    assert not sweep.shared_file(tmp_path)
+    assert not sweep.SharedFile(tmp_path)

@@ -11,10 +11,13 @@ adapters learned does not, since the rule of an update may be the user's own and
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Generator, Mapping, MutableMapping
+import json
+from collections.abc import Callable, Generator, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
+
+import numpy as np
 
 from ttsi_jax.batching.inputs import Draft
 from ttsi_jax.batching.waves import Pair
@@ -27,6 +30,7 @@ from ttsi_jax.quality.confidence import CALL_ESTIMATORS
 from ttsi_jax.runs.record import strict_json
 from ttsi_jax.synthesis import PairSource
 from ttsi_jax.synthesis.pairs import Collection
+from ttsi_jax.tasks import Call
 
 
 class Kept(NamedTuple):
@@ -38,7 +42,31 @@ class Kept(NamedTuple):
     tokens: dict[str, int]
     pairs: list[Pair]
     held_out: Pair | None
-    shown: list[Any]
+    shown: Sequence[tuple[str, Sequence[Call]]]
+
+
+def to_json(kept: Kept) -> str:
+    """A part "base" or "pairs" as one line, without its line end."""
+    value = kept.value and (kept.value[0].tolist(), kept.value[1])
+    shown = [(request, [(call.name, call.arguments) for call in calls]) for request, calls in kept.shown]
+    return json.dumps(kept._replace(value=value, shown=shown))
+
+
+def from_json(line: str) -> Kept:
+    """What `to_json` wrote."""
+    value, fields, seconds, tokens, pairs, held_out, shown = json.loads(line)
+    value = value and (np.array(value[0], np.float32), value[1])
+    requests = [(request, [Call(*call) for call in calls]) for request, calls in shown]
+    return Kept(value, fields, seconds, tokens, [*map(_pair, pairs)], held_out and _pair(held_out), requests)
+
+
+def _pair(fields: Sequence[Any]) -> Pair:
+    pair = Pair(*map(_tuples, fields))
+    return pair._replace(copies=tuple(map(_pair, pair.copies)))
+
+
+def _tuples(x: Any) -> Any:
+    return tuple(map(_tuples, x)) if isinstance(x, list) else x
 
 
 @dataclass(frozen=True)
