@@ -25,11 +25,11 @@ import re
 import sys
 from collections.abc import Callable, Hashable, Iterable, MutableMapping, Sequence
 from contextlib import redirect_stderr, suppress
-from dataclasses import replace
+from dataclasses import is_dataclass, replace
 from io import StringIO
 from itertools import product
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args, get_origin, get_type_hints
 
 import tyro
 from rich.console import Console
@@ -52,6 +52,11 @@ from ttsi_jax.tasks import load_task
 
 # These do not come into a cell's name as such.
 NOT_NAMED = ("model", "task", "data", "out", "compile-cache", "mesh")
+NOT_FOR_SWEEPS = {
+    "out": "OUT is the sweep's first argument",
+    "shard": "its runs take all inputs",
+    "hosts": "it is one process; give each host a sweep of its own",
+}
 LONGEST_NAME = 180  # characters; file systems take 255 bytes
 Options = dict[str, str | None]  # without the dashes; None for a switch
 messages, output = Console(stderr=True), Console()
@@ -108,19 +113,19 @@ def cell_of(options: Options, out: Path) -> Cell:
     Raises:
         InputError: options that no run has, or values that they cannot have.
     """
-    for name in {"out", "shard"} & options.keys():
-        why = "OUT is the sweep's first argument" if name == "out" else "a sweep's runs take all inputs"
-        raise InputError(f"--{name} is not for a sweep: {why}")
+    for name in NOT_FOR_SWEEPS.keys() & options.keys():
+        raise InputError(f"--{name} is not for a sweep: {NOT_FOR_SWEEPS[name]}")
     argv = []
     for name, value in options.items():
-        argv += [f"--{name}", *(value.split(",") if value is not None else [])]
+        words = [] if value is None else value.split(",") if _takes_several(name) else [value]
+        argv += [f"--{name}", *words]
     told = StringIO()
     command = run_of(argv)
     try:
         with redirect_stderr(told):
             args = tyro.cli(command, args=argv, console_outputs=True)
     except SystemExit:
-        raise InputError(f"{' '.join(argv)} is refused:\n{told.getvalue()}") from None
+        raise InputError(f"a cell is refused:\n{told.getvalue()}") from None
     config = automatic(args.config())
     check(config)
     find_parts(config, {}, args.data)
@@ -134,6 +139,13 @@ def cell_of(options: Options, out: Path) -> Cell:
     if len(name) > LONGEST_NAME:
         name = f"{name[:LONGEST_NAME]}+.{hashlib.sha256(name.encode()).hexdigest()[:8]}"
     return Cell(name, replace(args, out=out / name))
+
+
+def _takes_several(option: str) -> bool:
+    kind: Any = Run
+    for name in option.replace("-", "_").split("."):
+        kind = get_type_hints(kind).get(name) if is_dataclass(kind) else None
+    return any(get_origin(one) is tuple for one in (kind, *get_args(kind)))
 
 
 def refuse_equal_names(cells: Sequence[Cell]) -> None:
@@ -297,7 +309,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 show("cells", len(finished), len(cells))
 
             found = sweep(cells, SharedFile(Path(arguments[0])), progress, done, tell)
-    except (InputError, ModelFileError) as error:
+    except (InputError, ModelFileError, OSError) as error:
         messages.print(shown(f"error: {error}"), soft_wrap=True)
         return 2
     except KeyboardInterrupt:

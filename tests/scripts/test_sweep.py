@@ -45,6 +45,7 @@ def test_cells_are_named_after_their_options():
     cell = sweep.cell_of(options, Path("out"))
     assert cell.name == "bfcl-multiple.Tiny.tt-si.adapt.targets-q-v.seed-3"
     assert cell.args.adapt.targets == ("q", "v") and cell.args.out == Path("out") / cell.name
+    assert sweep.cell_of(options | {"data": "a,b", "mesh": "data=1,model=1"}, Path("out")).args.data == Path("a,b")
     for wrong in (
         {"adapt.lr": "much"},
         {"out": "x"},
@@ -53,6 +54,8 @@ def test_cells_are_named_after_their_options():
         {"nonsense": "1"},
         {"wave": "4", "memory": "1"},
         {"teacher.key": "sk-1"},
+        {"hosts": "auto"},
+        {"mesh": "data=2,fsdp=2,rows=2"},
     ):
         with pytest.raises(InputError):
             sweep.cell_of(options | wrong, Path("out"))
@@ -73,6 +76,12 @@ def test_cells_that_would_share_a_directory_are_refused(capsys):
     grid = sweep.grids([*common, "--", "--seed", "0", "--", "--wave", "16"])
     cells = [sweep.cell_of(own, Path("out")) for own in grid]
     sweep.refuse_equal_names([*cells, *cells])  # the same cell twice is one
+
+
+def test_an_out_that_cannot_be_is_told(arguments, capsys):
+    Path("file").touch()
+    assert sweep.main(["file", *arguments]) == 2
+    assert "file" in capsys.readouterr().err
 
 
 def test_a_cell_begins_with_its_preset():

@@ -4,8 +4,8 @@ Runs of one process that differ only in what comes later (rate, epochs, method, 
 same base answers and write the same pairs; those that differ only in who adapts (tau) or in what is accepted learn and
 answer the same. `Shared` keeps what a part came to, under all that decides it: the model, the settings that the part
 reads, the input's tokens and the shapes that it is padded to. So a run's records are the same with it as without; the
-seconds of a part are those that it took the first time. Scores, base answers and pairs may outlive the process; what
-adapters learned does not, since the rule of an update may be the user's own and change.
+seconds of a part are those that it took the first time. Scores, base answers and pairs may outlive the process, but for
+those that an object of the user's own has made; what adapters learned does not: a rule may be the user's own as well.
 """
 
 from __future__ import annotations
@@ -25,10 +25,9 @@ from ttsi_jax.checkpoints import LanguageModel
 from ttsi_jax.checkpoints.files import checksum
 from ttsi_jax.checkpoints.int8 import storage
 from ttsi_jax.checkpoints.peft import WEIGHTS
-from ttsi_jax.config import RunConfig
-from ttsi_jax.quality.confidence import CALL_ESTIMATORS
+from ttsi_jax.config import Parts, RunConfig
+from ttsi_jax.quality.confidence import CallEstimator
 from ttsi_jax.runs.record import strict_json
-from ttsi_jax.synthesis import PairSource
 from ttsi_jax.synthesis.pairs import Collection
 from ttsi_jax.tasks import Call
 
@@ -76,10 +75,12 @@ class Shared:
     Attributes:
         kept: by part, the parts themselves, by a digest of settings and input; a part without a place is not kept.
         keys: of each part, what else decides it than the input.
+        may_fail: pairs come from a teacher, who is asked again where an input got none.
     """
 
     kept: Mapping[str, MutableMapping[str, Kept]] = field(default_factory=dict)
     keys: tuple[tuple[str, str], ...] = ()
+    may_fail: bool = False
 
     @staticmethod
     def between_runs(stored: MutableMapping[str, Kept] | None = None) -> Shared:
@@ -89,9 +90,9 @@ class Shared:
         return Shared({"base": stored, "pairs": stored, "learned": in_memory})
 
     def of(
-        self, config: RunConfig, model: LanguageModel, n_decoded: int, extras: tuple[str, ...], source: PairSource
+        self, config: RunConfig, parts: Parts, model: LanguageModel, n_decoded: int, extras: tuple[str, ...]
     ) -> Shared:
-        """The same, for a run with these settings and this source of pairs."""
+        """The same, for a run with these settings and parts."""
         weights = (model.name, model.checksum, storage(model.params))
         start = config.adapt.start and (
             checksum([Path(config.adapt.start) / WEIGHTS]),
@@ -101,9 +102,9 @@ class Shared:
         sampled = config.seed if config.answer.samples else None
         base = (*weights, start, config.wave, n_decoded, repr(config.answer), config.gate.score, sampled)
         base = (*base, config.asks_channel)
-        if estimator := CALL_ESTIMATORS.get(config.gate.estimator):  # answers are judged where they are given
+        if isinstance(parts.estimator, CallEstimator):  # answers are judged where they are given
             base = (*base, config.gate.estimator)
-            if estimator.samples:
+            if parts.estimator.samples:
                 base = (*base, config.gate.samples, config.synthesis.temperature, config.synthesis.top_p, config.seed)
         shows = config.method in ("tt-icl", "icl")
         samples = config.adapt.samples if "samples" in extras else None
@@ -111,7 +112,7 @@ class Shared:
             *base,
             config.seed,
             config.source,
-            source.checksum if isinstance(source, Collection) else None,
+            parts.synthesizer.checksum if isinstance(parts.synthesizer, Collection) else None,
             repr(config.synthesis),
             repr(config.teacher),
             extras,
@@ -125,7 +126,11 @@ class Shared:
             del keys["learned"]  # there the adapter itself is wanted
         if "distractors" in config.synthesis.augment:  # they come from all inputs of a run
             keys = {"base": base}
-        return replace(self, keys=tuple((part, strict_json(key)) for part, key in keys.items()))
+        kept = self.kept
+        if ":" in config.answer.form + config.synthesis.form + config.gate.estimator:  # a user's own, which may change
+            kept = dict.fromkeys(kept, kept.get("learned", {}))
+        settings = tuple((part, strict_json(key)) for part, key in keys.items())
+        return Shared(kept, settings, may_fail=config.source == "teacher")
 
     def once(
         self, part: str, draft: Draft, steps: Callable[[Draft], Generator[Any, Any, Any]]
@@ -144,7 +149,8 @@ class Shared:
             changed = {name: new for name, new in vars(draft.record).items() if new != getattr(before, name)}
             seconds, tokens = (_new(changed.pop(name, {}), getattr(before, name)) for name in ("seconds", "tokens"))
             found = list(draft.pairs), draft.held_out, list(draft.shown)  # the draft's own lists grow
-            known[key] = Kept(value, changed, seconds, tokens, *found)
+            if draft.pairs or not (part == "pairs" and self.may_fail):
+                known[key] = Kept(value, changed, seconds, tokens, *found)
             return value
         kept = known[key]
         seconds, tokens = {**draft.record.seconds, **kept.seconds}, {**draft.record.tokens, **kept.tokens}

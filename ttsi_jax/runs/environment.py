@@ -8,7 +8,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-PACKAGES = ("ttsi_jax", "jax", "jaxlib", "flax", "optax", "numpy", "transformers", "tokenizers", "gguf")
+PACKAGES = ("ttsi_jax", "jax", "jaxlib", "flax", "optax", "numpy", "transformers", "tokenizers", "gguf", "llguidance")
 
 
 def environment() -> dict[str, Any]:
