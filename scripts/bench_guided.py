@@ -25,13 +25,12 @@ from benchmarking import (
     Seconds,
     alternate,
     choose_platform,
-    console,
     describe,
     show,
     surroundings,
+    told,
     write_json,
 )
-from ttsi_jax.errors import InputError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,6 +48,7 @@ class Settings(Options):
     rounds: int = 3
 
 
+@told
 def main() -> int:
     settings = tyro.cli(Settings)
     choose_platform(settings.platform)
@@ -165,8 +165,4 @@ def timed_parts(grammars: Any, guides: list[Any], ids: list[Any], size: int) -> 
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except InputError as error:
-        console.print(f"error: {error}", style="red", markup=False)
-        sys.exit(2)
+    sys.exit(main())

@@ -21,7 +21,7 @@ from typing import Any, Literal
 
 import tyro
 
-from benchmarking import Line, Options, choose_platform, console, show, write_json
+from benchmarking import Line, Options, choose_platform, console, show, told, write_json
 from tpu_pieces import first_layers
 from ttsi_jax.adaptation import AdaptConfig
 from ttsi_jax.batching.waves import Shape
@@ -119,24 +119,21 @@ def runs(options: Memory) -> Iterator[tuple[str, float, float]]:
             yield f"--memory {budget:g}: wave {config['wave']}", formula, taken
 
 
+@told
 def main() -> int:
     options = tyro.cli(Memory, description=__doc__)
     options = replace(options, waves=options.waves[:1], budgets=options.budgets[:1]) if options.quick else options
     found: dict[str, dict[str, list[float]]] = {}
-    try:
-        choose_platform(options.platform)
-        for part in options.parts:
-            own = found.setdefault(part, {})
-            for name, formula, taken in {"programs": programs, "runs": runs}[part](options):
-                own[name] = [formula, taken]
-                console.print(f"{name}: {formula / GIB:.3f} by the formula, {taken / GIB:.3f} GiB")
-            lines = [
-                Line(name, (f"{a / GIB:.3f}", f"{b / GIB:.3f}", f"{b / a:.2f}"), "1.10") for name, (a, b) in own.items()
-            ]
-            show(part, ("", "formula, GiB", "measured, GiB", "ratio"), lines)
-    except InputError as error:
-        console.print(f"error: {error}", style="red", markup=False)
-        return 2
+    choose_platform(options.platform)
+    for part in options.parts:
+        own = found.setdefault(part, {})
+        for name, formula, taken in {"programs": programs, "runs": runs}[part](options):
+            own[name] = [formula, taken]
+            console.print(f"{name}: {formula / GIB:.3f} by the formula, {taken / GIB:.3f} GiB")
+        lines = [
+            Line(name, (f"{a / GIB:.3f}", f"{b / GIB:.3f}", f"{b / a:.2f}"), "1.10") for name, (a, b) in own.items()
+        ]
+        show(part, ("", "formula, GiB", "measured, GiB", "ratio"), lines)
     if options.json:
         write_json(options.json, {"parts": found})
     return 0

@@ -27,12 +27,12 @@ from benchmarking import (
     peak_memory,
     show,
     surroundings,
+    told,
     write_json,
 )
 from bounds import Cost, Costs, Machine, measure_machine
 from ttsi_jax.batching.memory import training_chunk
 from ttsi_jax.batching.waves import training_shape
-from ttsi_jax.errors import InputError
 from ttsi_jax.runs.clock import CompileClock
 from workload import JaxSide, Work, load, make_inputs
 
@@ -150,20 +150,17 @@ def draw(path: Path, results: Mapping[str, Any]) -> None:
         axes.legend(fontsize="small")
 
 
+@told
 def main() -> int:
     options = tyro.cli(Roofline, description=__doc__)
-    try:
-        choose_platform(options.platform)
-        if options.quick:
-            options = replace(options, wave=min(options.wave, 8), rounds=1)
-        results = measure(options)
-        describe(results["environment"])
-        console.print(f"compiling took {results['environment']['compile_seconds']:.0f} s, outside the figures")
-        console.print(f"work per input: {results['work']}; waves of {results['wave']}")
-        report(results, options)
-    except InputError as error:
-        console.print(f"error: {error}", style="red", markup=False)
-        return 2
+    choose_platform(options.platform)
+    if options.quick:
+        options = replace(options, wave=min(options.wave, 8), rounds=1)
+    results = measure(options)
+    describe(results["environment"])
+    console.print(f"compiling took {results['environment']['compile_seconds']:.0f} s, outside the figures")
+    console.print(f"work per input: {results['work']}; waves of {results['wave']}")
+    report(results, options)
     return 0
 
 

@@ -28,7 +28,7 @@ from rich.console import Console
 from rich.table import Table
 
 import ttsi_jax as ttsi
-from benchmarking import choose_platform
+from benchmarking import choose_platform, told
 from ttsi_jax.adaptation import bind_forward
 from ttsi_jax.config import check, find_parts
 from ttsi_jax.model.cache import Cache
@@ -222,6 +222,7 @@ def write(path: Path, arguments: Sequence[str], results: Sequence[Measured], n: 
     path.write_text(strict_json(content, indent=2) + "\n", encoding="utf-8")
 
 
+@told
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     sys.path.append(os.getcwd())  # where a user's own rules and losses lie, as for `ttsi-jax`
@@ -254,8 +255,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except (ttsi.InputError, ttsi.ModelFileError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2 if isinstance(error, ttsi.InputError) else 3)
+    sys.exit(main())

@@ -38,13 +38,13 @@ from benchmarking import (
     peak_memory,
     show,
     surroundings,
+    told,
     write_json,
 )
 from bounds import Costs, Machine, measure_machine
 from ttsi_jax import AdaptConfig, AnswerConfig, Example, RunConfig, SynthesisConfig, Task, Tool, run
 from ttsi_jax.batching.waves import PREFILL_ROWS, pad
 from ttsi_jax.checkpoints import LanguageModel
-from ttsi_jax.errors import InputError
 from ttsi_jax.model.scoring import prefill_wave
 from ttsi_jax.runs.clock import CompileClock
 from ttsi_jax.uncertainty import GateConfig
@@ -294,14 +294,11 @@ def draw(path: Path, seconds: Mapping[str, Mapping[str, Any]]) -> None:
         axes.legend(fontsize="small")
 
 
+@told
 def main() -> int:
     options = tyro.cli(Scaling, description=__doc__)
-    try:
-        choose_platform(options.platform)
-        results = measure(options.quickly() if options.quick else options)
-    except InputError as error:
-        console.print(f"error: {error}", style="red", markup=False)
-        return 2
+    choose_platform(options.platform)
+    results = measure(options.quickly() if options.quick else options)
     machine: Machine = results["machine"]
     describe(results["environment"])
     console.print(f"compiling took {results['environment']['compile_seconds']:.0f} s, outside the figures; {machine}")

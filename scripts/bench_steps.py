@@ -25,7 +25,7 @@ from rich.console import Console
 from rich.table import Table
 
 import ttsi_jax as ttsi
-from benchmarking import choose_platform
+from benchmarking import choose_platform, told
 from ttsi_jax.adaptation import adapt_wave, bind_forward, init_wave
 from ttsi_jax.model.decoder import forward, logits, tokens_after
 from ttsi_jax.model.scoring import Candidates, prefill_wave, score_wave
@@ -149,6 +149,7 @@ def seconds(run: Callable[[], Any]) -> float:
     return time.perf_counter() - start
 
 
+@told
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     settings = tyro.cli(Settings, args=arguments)
@@ -186,8 +187,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except (ttsi.InputError, ttsi.ModelFileError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2 if isinstance(error, ttsi.InputError) else 3)
+    sys.exit(main())

@@ -30,6 +30,7 @@ from benchmarking import (
     n_processors,
     peak_memory,
     surroundings,
+    told,
 )
 from bounds import Costs, Machine, measure_machine
 from comparison import STAGES, Runs, compare, merge, refuse_unequal, report, summarise
@@ -122,7 +123,7 @@ class Comparison:
 
     def __init__(self, options: VsPyTorch):
         self.options = options
-        self.device = "cpu" if options.side == "jax" else torch_device(options.platform)
+        self.device = "cpu" if options.side == "jax" else torch_device(options)
         self.dtype = options.dtype or (default_dtype() if self.device == "cpu" else "bfloat16")
         self.real, self.model = load(options.model, options.random_weights, self.dtype)
         self.runs: Runs = {}
@@ -206,10 +207,15 @@ class Comparison:
                     self.note(name, clock, n)
 
 
-def torch_device(platform: str | None) -> str:
+def torch_device(options: VsPyTorch) -> str:
+    import jax
     import torch
 
-    return "cuda" if torch.cuda.is_available() and platform != "cpu" else "cpu"
+    device = "cuda" if torch.cuda.is_available() and options.platform != "cpu" else "cpu"
+    ours = {"gpu": "cuda"}.get(jax.default_backend(), jax.default_backend())
+    if options.side == "both" and ours != device:
+        raise InputError(f"JAX runs on {ours}, PyTorch on {device}: time each with --side, and --merge the files")
+    return device
 
 
 def bounds(options: VsPyTorch, model: LanguageModel, machine: Machine) -> dict[str, float]:
@@ -241,26 +247,23 @@ def measure(options: VsPyTorch) -> dict[str, Any]:
     }  # fmt: skip
 
 
+@told
 def main() -> int:
     options = tyro.cli(VsPyTorch, description=__doc__)
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # the two sides share a GPU's memory
-    try:
-        choose_platform(options.platform)
-        if options.quick:
-            options = replace(options, wave=min(options.wave, 8), rounds=1)
-        if options.merge:
-            results = merge(options.merge)
-            dtypes = {one["dtype"] for one in results["environment"].values()}
-            refuse_unequal(results["agreement"], dtypes.pop() if len(dtypes) == 1 else "mixed")
-        else:
-            results = measure(options)
-            describe(results["environment"])
-            console.print(f"compiling took {results['environment']['compile_seconds']:.0f} s, outside the figures")
-            console.print(f"work per input: {results['work']}; waves of {results['wave']}; {results['machine']}")
-        report(results, options)
-    except InputError as error:
-        console.print(f"error: {error}", style="red", markup=False)
-        return 2
+    choose_platform(options.platform)
+    if options.quick:
+        options = replace(options, wave=min(options.wave, 8), rounds=1)
+    if options.merge:
+        results = merge(options.merge)
+        dtypes = {one["dtype"] for one in results["environment"].values()}
+        refuse_unequal(results["agreement"], dtypes.pop() if len(dtypes) == 1 else "mixed")
+    else:
+        results = measure(options)
+        describe(results["environment"])
+        console.print(f"compiling took {results['environment']['compile_seconds']:.0f} s, outside the figures")
+        console.print(f"work per input: {results['work']}; waves of {results['wave']}; {results['machine']}")
+    report(results, options)
     return 0
 
 

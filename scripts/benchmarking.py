@@ -13,16 +13,32 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import wraps
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, ParamSpec
 
 from rich.console import Console
 from rich.table import Table
 
-from ttsi_jax.errors import InputError
+from ttsi_jax.errors import InputError, ModelFileError
 
+P = ParamSpec("P")
 console = Console(width=None if sys.stdout.isatty() else 150)  # tables keep their columns in a file
+
+
+def told(main: Callable[P, int]) -> Callable[P, int]:
+    """A script's `main` that tells errors in a line: exit code 2 for bad arguments, 3 for a model it cannot use."""
+
+    @wraps(main)
+    def telling(*args: P.args, **kwargs: P.kwargs) -> int:
+        try:
+            return main(*args, **kwargs)
+        except (InputError, ModelFileError) as error:
+            console.print(f"error: {error}", style="red", markup=False)
+            return 2 if isinstance(error, InputError) else 3
+
+    return telling
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -31,7 +31,7 @@ import tyro
 from jax.errors import JaxRuntimeError
 from jax.sharding import AbstractMesh, AxisType, Mesh
 
-from benchmarking import Line, console, show, write_json
+from benchmarking import Line, console, show, told, write_json
 from bounds import Cost, Costs
 from chips import CHIPS, GIB, Chip
 from collectives import collectives
@@ -70,7 +70,7 @@ class Compile:
         mesh: data=D,fsdp=F,model=M, as `ttsi-jax run --mesh`; by default one chip.
         wave: inputs of a wave.
         scopes: of the adapters.
-        memory: as `ttsi-jax run --adapt.memory`: GiB for the intermediate values of training.
+        adapt_memory: as `ttsi-jax run --adapt.memory`: GiB for the intermediate values of training.
         dtype: of the base; `int8` has a scale per channel, `q8_0` one per 32 inputs, as from such a GGUF file.
         programs: only these, by name; by default all.
         only: `memory` compiles the real programs alone, `work` the pieces alone.
@@ -83,7 +83,7 @@ class Compile:
     mesh: str = "data=1"
     wave: int = 32
     scopes: tuple[Literal["all", "suffix"], ...] = SCOPES  # type: ignore[assignment]
-    memory: float = 2.0
+    adapt_memory: float = 2.0
     dtype: Literal["bfloat16", "float32", "int8", "q8_0"] = "bfloat16"
     programs: tuple[str, ...] = ()
     only: Literal["memory", "work"] | None = None
@@ -227,7 +227,7 @@ def run_of(options: Compile) -> Run:
     shape = Shape(work.prefix, work.suffix, work.candidates, work.name)
     pair = Pair((0,) * (work.suffix - work.trained), (0,) * work.trained)
     sizes = Sizes(options.wave, shape, *training_shape(shape, [[pair]]), work.answer)
-    settings = AdaptConfig(epochs=work.steps, memory=options.memory)
+    settings = AdaptConfig(epochs=work.steps, memory=options.adapt_memory)
     how = (BASES[options.dtype][0], sizes, settings, adamw(work.lr), answer_cross_entropy, options.scopes)
     layers = sorted({1, 2, config.n_layers})
     return Run(config, sizes, settings, {n: run_programs(first_layers(config, n), *how, mesh=mesh) for n in layers})
@@ -255,7 +255,7 @@ def measure(options: Compile) -> dict[str, Any]:
     versions = {name: importlib.metadata.version(name) for name in ("jax", "libtpu")}
     return {
         "shape": options.shape, "chip": options.chip, "mesh": options.mesh, "wave": options.wave,
-        "dtype": options.dtype, "memory": options.memory, "work": asdict(options.work), "programs": found,
+        "dtype": options.dtype, "memory": options.adapt_memory, "work": asdict(options.work), "programs": found,
         "versions": versions,
     }  # fmt: skip
 
@@ -339,13 +339,10 @@ def report(results: Mapping[str, Any]) -> None:
     show(title, headings, lines)
 
 
+@told
 def main() -> int:
     options = tyro.cli(Compile, description=__doc__)
-    try:
-        results = measure(options)
-    except InputError as error:
-        console.print(f"error: {error}", style="red", markup=False)
-        return 2
+    results = measure(options)
     report(results)
     if options.json:
         write_json(options.json, results)

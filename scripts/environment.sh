@@ -1,11 +1,14 @@
 # Sourced by the other scripts: `environment NAME PIP_ARGUMENTS...` makes the virtual environment .venv-NAME, or reuses it.
-# Set PYTHON to choose the interpreter (3.11 or newer). On 3.11 all versions are those of constraints.txt, but PyTorch's.
+# Set PYTHON to choose the interpreter (3.11 or newer); an environment of another Python is made anew. On 3.11 all versions
+# are those of constraints.txt, but PyTorch's.
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 environment() {
     local venv=".venv-$1"
     shift
-    if ! "$venv/bin/python" -m pip --version >/dev/null 2>&1; then
+    local version='import sys; print(sys.version_info[:2])'
+    if ! "$venv/bin/python" -m pip --version >/dev/null 2>&1 ||
+        [ "$("${PYTHON:-$venv/bin/python}" -c "$version")" != "$("$venv/bin/python" -c "$version")" ]; then
         "${PYTHON:-python3}" -m venv --clear "$venv"
     fi
     # What was installed is noted at the end: a second start skips pip, and an installation that was cut off is mended.

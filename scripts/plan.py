@@ -17,7 +17,7 @@ from typing import Literal, NamedTuple
 import jax.numpy as jnp
 import tyro
 
-from benchmarking import Line, console, show, write_json
+from benchmarking import Line, console, show, told, write_json
 from bounds import Costs
 from chips import CHIPS, GIB, Chip
 from tpu_pieces import Flops
@@ -49,7 +49,7 @@ class Plan:
         mesh: data=D,fsdp=F,model=M, as `ttsi-jax run --mesh`.
         wave: inputs of a wave; by default the largest power of two that fits, at most 64 on each part of the mesh.
         scope: of the adapters.
-        memory: as `ttsi-jax run --adapt.memory`: GiB for the intermediate values of training.
+        adapt_memory: as `ttsi-jax run --adapt.memory`: GiB for the intermediate values of training.
         dtype: of the base.
         reached: the shares of the chip's peak, bandwidth and connections that are assumed to be reached.
         price: US dollars for a chip's hour; by default an assumed one.
@@ -62,7 +62,7 @@ class Plan:
     mesh: str = "data=1"
     wave: int | None = None
     scope: Literal["all", "suffix"] = "all"
-    memory: float = 2.0
+    adapt_memory: float = 2.0
     dtype: Literal["bfloat16", "int8"] = "bfloat16"
     reached: tuple[float, float, float] = (0.4, 0.6, 0.6)
     price: float | None = None
@@ -149,7 +149,7 @@ class Loads:
 def stages(options: Plan, config: DecoderConfig) -> dict[str, Load]:
     """The loads of a wave's stages."""
     mesh, work, whole = mesh_shape(options.mesh), options.work, options.scope == "all"
-    rows, settings = rows_of(options), AdaptConfig(scope=options.scope, memory=options.memory)
+    rows, settings = rows_of(options), AdaptConfig(scope=options.scope, memory=options.adapt_memory)
     of = Loads(config, mesh, rows, settings.rank, 1.0 if options.dtype == "int8" else 2.0)
     prompt, packed = work.prefix + work.suffix, work.packed
     past = 0 if whole else work.prefix
@@ -191,14 +191,14 @@ def rows_of(options: Plan) -> int:
 
 
 def memory(options: Plan, config: DecoderConfig) -> Takes:
-    """Bytes on each chip, with the chunk of training that `options.memory` allows."""
+    """Bytes on each chip, with the chunk of training that `options.adapt_memory` allows."""
     work, rows = options.work, rows_of(options)
-    settings = AdaptConfig(scope=options.scope, memory=options.memory, epochs=work.steps)
+    settings = AdaptConfig(scope=options.scope, memory=options.adapt_memory, epochs=work.steps)
     answer, synthesis = AnswerConfig(max_tokens=work.answer), SynthesisConfig(max_tokens=work.synthesis)
     run = RunConfig(adapt=settings, answer=answer, synthesis=synthesis)
     base = base_on(config, DTYPES[options.dtype], mesh_shape(options.mesh))
     shape = Shape(work.prefix, work.suffix, work.candidates, work.name)
-    return moments(base, run, find_parts(run, {}), shape, rows).with_training(options.memory * GIB)
+    return moments(base, run, find_parts(run, {}), shape, rows).with_training(options.adapt_memory * GIB)
 
 
 def report(options: Plan, config: DecoderConfig) -> dict[str, float]:
@@ -229,17 +229,14 @@ def report(options: Plan, config: DecoderConfig) -> dict[str, float]:
     return found
 
 
+@told
 def main() -> int:
     options = tyro.cli(Plan, description=__doc__)
-    try:
-        if options.shape not in SHAPES:
-            raise InputError(f"no shape is called '{options.shape}'; known: {', '.join(SHAPES)}")
-        config = from_hf(SHAPES[options.shape] | {"rms_norm_eps": 1e-5})
-        options = with_wave(options, config)
-        found = report(options, config)
-    except InputError as error:
-        console.print(f"error: {error}", style="red", markup=False)
-        return 2
+    if options.shape not in SHAPES:
+        raise InputError(f"no shape is called '{options.shape}'; known: {', '.join(SHAPES)}")
+    config = from_hf(SHAPES[options.shape] | {"rms_norm_eps": 1e-5})
+    options = with_wave(options, config)
+    found = report(options, config)
     if options.json:
         write_json(options.json, {"options": asdict(options), "found": found})
     return 0

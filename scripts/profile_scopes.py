@@ -28,7 +28,7 @@ from rich.console import Console
 from rich.table import Table
 
 import ttsi_jax as ttsi
-from benchmarking import choose_platform
+from benchmarking import choose_platform, told
 from ttsi_jax.adaptation import adapt_wave, init_wave
 from ttsi_jax.model.decoder import tokens_after
 from ttsi_jax.model.generation import Arrivals, Rows, Sampling, Script, SlotTables, decode_wave, nothing_decoding
@@ -166,6 +166,7 @@ def plot(result: dict[str, Counter[str]], path: Path, title: str) -> None:
     figure.savefig(path, dpi=90)
 
 
+@told
 def main(argv: Sequence[str] | None = None) -> int:
     settings = tyro.cli(Settings, args=list(sys.argv[1:] if argv is None else argv))
     choose_platform(settings.platform)

@@ -51,6 +51,12 @@ def test_a_device_that_is_not_there_is_named(script):
     assert "Traceback" not in said
 
 
+def test_a_model_that_is_not_there_is_told(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["bench_roofline", "--model", "nowhere.gguf"])
+    assert bench_roofline.main() == 3
+    assert "error: " in capsys.readouterr().out
+
+
 # Timing and bounds.
 
 

@@ -38,7 +38,7 @@ def test_the_formulas_hold_for_what_was_compiled(path):
     compiler's FLOPs are within 5 % of those by hand."""
     found = json.loads(path.read_text())
     chosen = {name: found[name] for name in ("shape", "chip", "mesh", "wave", "dtype")}
-    options = Compile(**chosen, memory=found.get("memory", 2.0), work=Work(**found["work"]))
+    options = Compile(**chosen, adapt_memory=found.get("memory", 2.0), work=Work(**found["work"]))
     config, sizes, _, programs = run_of(options)
     mesh = AbstractMesh(mesh_shape(options.mesh), AXES)
     for name, own in found["programs"].items():

@@ -22,7 +22,7 @@ def config_of(shape):
 def test_a_mesh_divides_the_work(scope):
     """Over `model` arithmetic is divided and the stream is sent; over `data` nothing is."""
     config = config_of("qwen2.5-7b")
-    whole = Plan(shape="qwen2.5-7b", wave=32, scope=scope, memory=1000.0)
+    whole = Plan(shape="qwen2.5-7b", wave=32, scope=scope, adapt_memory=1000.0)
     of = lambda mesh: stages(replace(whole, mesh=mesh), config)  # noqa: E731
     one, model, data = of("data=1"), of("model=4"), of("data=4")
     for name, load in one.items():
