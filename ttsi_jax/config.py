@@ -30,6 +30,7 @@ from ttsi_jax.synthesis import (
     TeacherConfig,
     check_key,
     check_sources,
+    check_url,
     find_source,
 )
 from ttsi_jax.synthesis.augment import AUGMENTATIONS
@@ -162,6 +163,7 @@ def check(config: RunConfig) -> None:
         InputError: naming the option, its value and what it may be.
     """
     check_key(config.teacher.key)
+    check_url(config.teacher.url)
     for name, value, words in choices(config):
         if value not in words:
             raise InputError(f"--{name} is {value!r}; it must be one of {', '.join(words)}")

@@ -6,6 +6,7 @@ import signal
 import threading
 import time
 from contextlib import contextmanager
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
@@ -250,13 +251,25 @@ def test_a_key_that_cannot_be_sent_is_not_shown(monkeypatch, key):
     assert pair.reason == "the teacher failed: what the variable OPENAI_API_KEY holds cannot be sent as a key"
 
 
+@pytest.mark.parametrize("method", ["tt-d", "base"])
 @pytest.mark.parametrize(
-    "url", [None, "api.example.org/v1", "ftp://x/v1", f"https://me:{KEY}@x/v1", f"https://x/v1?key={KEY}"]
+    ("url", "message"),
+    [
+        *[(url, "no address") for url in ("api.example.org/v1", "ftp://x/v1", "http://[::1", "http://x:y/v1")],
+        *[(f"https://{url}", "no key or password") for url in (f"me:{KEY}@x/v1", f"x/v1?key={KEY}", f"x/v1#{KEY}")],
+    ],
 )
-def test_addresses_that_are_refused(url):
-    with pytest.raises(InputError) as caught:
-        Teacher(TeacherConfig(url=url, model="big"))
-    assert KEY not in str(caught.value)
+def test_addresses_that_are_refused_before_anything_is_written(tmp_path, method, url, message):
+    config = settings(method=method, teacher=TeacherConfig(url=url, model="big"))
+    with pytest.raises(InputError, match=rf"--teacher\.url .*{message}") as caught:
+        run(tiny_model(), TASK, config, out=tmp_path / "run")
+    assert KEY not in str(caught.value) and list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("missing", ["url", "model"])
+def test_a_teacher_needs_an_address_and_a_model(missing):
+    with pytest.raises(InputError, match=r"a teacher needs --teacher\.url .* and --teacher\.model"):
+        Teacher(replace(TeacherConfig(url="http://x", model="big"), **{missing: None}))
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from pathlib import Path
 from ttsi_jax.errors import InputError
 from ttsi_jax.synthesis.pairs import Collection, PairSource, SynthesisConfig, Synthesizer, Synthetic
 from ttsi_jax.synthesis.recorded import read_pairs, recorded
-from ttsi_jax.synthesis.teacher import Teacher, TeacherConfig, check_key
+from ttsi_jax.synthesis.teacher import Teacher, TeacherConfig, check_key, check_url
 from ttsi_jax.synthesis.training import from_training
 from ttsi_jax.synthesis.written import REQUEST, SYNTHESIZERS, read_pair, read_request
 from ttsi_jax.tasks import load_task
@@ -30,6 +30,7 @@ __all__ = [
     "TeacherConfig",
     "check_key",
     "check_sources",
+    "check_url",
     "find_source",
     "read_pair",
     "read_pairs",

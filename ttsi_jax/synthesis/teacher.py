@@ -73,6 +73,26 @@ def check_key(name: str) -> None:
         )
 
 
+def check_url(url: str | None) -> None:
+    """Refuses an address that is none, or that may hold a secret: settings are written down.
+
+    Raises:
+        InputError: which does not show what was given.
+    """
+    if url is None:
+        return
+    try:
+        parts = urlsplit(url)
+        usable = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
+        secret = parts.username or parts.password or parts.query or parts.fragment
+    except ValueError:  # a bracket that does not close, a port that is no number
+        usable = secret = None
+    if not usable:
+        raise InputError("--teacher.url is no address such as https://api.openai.com/v1 (it is not shown here)")
+    if secret:
+        raise InputError("--teacher.url must hold no key or password: they belong into the environment")
+
+
 class _Passing(Exception):
     """A failure that another try may not have."""
 
@@ -98,17 +118,15 @@ class Teacher:
     """
 
     def __init__(self, config: TeacherConfig, sleep: Callable[[Event, float], object] = Event.wait):
-        """Raises InputError for an address that is none or holds a secret.
+        """Raises InputError where there is no address or no model, and as `check_url`.
 
         `sleep` waits so many seconds, or until the event; whether it was the event.
         """
-        parts = urlsplit(config.url or "")
-        if parts.scheme not in ("http", "https") or not parts.hostname or not config.model:
+        check_url(config.url)
+        if not config.url or not config.model:
             raise InputError("a teacher needs --teacher.url (http:// or https://) and --teacher.model")
-        if parts.username or parts.password or parts.query:
-            raise InputError("--teacher.url must hold no key or password: they belong into the environment")
         self.config, self.in_flight, self._sleep, self._stopped = config, config.in_flight, sleep, Event()
-        self._url = f"{(config.url or '').rstrip('/')}/chat/completions"
+        self._url = f"{config.url.rstrip('/')}/chat/completions"
         self._opener = build_opener(_NoRedirects)
 
     def stop(self) -> None:
