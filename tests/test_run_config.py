@@ -8,7 +8,7 @@ from ttsi_jax.answering import AnswerConfig
 from ttsi_jax.config import RunConfig, check, resolve
 from ttsi_jax.errors import InputError
 from ttsi_jax.rules import RULES, adamw
-from ttsi_jax.synthesis import SynthesisConfig
+from ttsi_jax.synthesis import SynthesisConfig, TeacherConfig
 
 INF, NAN = float("inf"), float("nan")
 ONE, ABOVE = "it must be at least 1", "it must be above 0"
@@ -32,6 +32,9 @@ REFUSED = [
     ("synthesis.top-p", {"synthesis": SynthesisConfig(top_p=0.0)}, "0.0", "it must be above 0 and at most 1"),
     ("synthesis.top-p", {"synthesis": SynthesisConfig(top_p=1.1)}, "1.1", "it must be above 0 and at most 1"),
     ("synthesis.top-p", {"synthesis": SynthesisConfig(top_p=NAN)}, "nan", "it must be above 0 and at most 1"),
+    ("teacher.price-in", {"teacher": TeacherConfig(price_in=NAN)}, "nan", "it must be at least 0"),
+    ("teacher.price-out", {"teacher": TeacherConfig(price_out=INF)}, "inf", "it must be at least 0"),
+    ("teacher.price-out", {"teacher": TeacherConfig(price_out=-1.0)}, "-1.0", "it must be at least 0"),
     ("synthesis.temperature", {"synthesis": SynthesisConfig(temperature=-0.1)}, "-0.1", "it must be at least 0"),
     ("synthesis.temperature", {"synthesis": SynthesisConfig(temperature=NAN)}, "nan", "it must be at least 0"),
     ("synthesis.temperature", {"synthesis": SynthesisConfig(temperature=INF)}, "inf", "it must be at least 0"),

@@ -191,13 +191,16 @@ def check(config: RunConfig) -> None:
         if not 1 <= value <= most:
             raise InputError(f"--{name} is {value}; it must be at {'least 1' if value < 1 else f'most {most}'}")
     adapt, gate, synthesis, answer, inf = config.adapt, config.gate, config.synthesis, config.answer, float("inf")
+    teacher = config.teacher
     numbers = (  # and whether they may be, and what they must be
         ("adapt.lr", adapt.lr, adapt.lr is None or 0 < adapt.lr < inf, "above 0"),
         ("adapt.alpha", adapt.alpha, 0 < adapt.alpha < inf, "above 0"),
         ("adapt.memory", adapt.memory, 0 < adapt.memory < inf, "above 0"),
         ("adapt.kl", adapt.kl, 0 <= adapt.kl < inf, "at least 0"),
         ("adapt.l2", adapt.l2, 0 <= adapt.l2 < inf, "at least 0"),
-        ("teacher.timeout", config.teacher.timeout, 0 < config.teacher.timeout < inf, "above 0"),
+        ("teacher.timeout", teacher.timeout, 0 < teacher.timeout < inf, "above 0"),
+        ("teacher.price-in", teacher.price_in, 0 <= teacher.price_in < inf, "at least 0"),
+        ("teacher.price-out", teacher.price_out, 0 <= teacher.price_out < inf, "at least 0"),
         ("gate.budget", gate.budget, 0 <= gate.budget <= 1, "between 0 and 1"),
         ("synthesis.diversity", synthesis.diversity, 0 <= synthesis.diversity <= 1, "between 0 and 1"),
         ("synthesis.top-p", synthesis.top_p, 0 < synthesis.top_p <= 1, "above 0 and at most 1"),

@@ -170,6 +170,8 @@ def test_what_a_teacher_took_is_counted_over_all_its_pairs_as_a_mean_over_seeds(
     taught = as_run(*(replace(record, synthetic=pairs) for record in RECORDS))
     found = compare({"a": taught, "b": taught._replace(config=taught.config | {"seed": 1})}).groups[0].cost.teacher
     assert found == {"requests": 32, "prompt_tokens": 1600, "completion_tokens": 160, "cost": 8.0}
+    usage["cost"] = None
+    assert compare({"a": taught}).groups[0].cost.teacher == found | {"cost": None}
 
 
 def test_records_of_older_runs_without_newer_fields_are_compared():

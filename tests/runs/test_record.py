@@ -22,7 +22,7 @@ CALLS = st.none() | st.lists(CALL, max_size=2)
 SAMPLES = st.lists(st.fixed_dictionaries({"text": TEXT, "reward": FLOATS}), max_size=2)
 PAIR = st.fixed_dictionaries(
     {"query": TEXT, "calls": st.lists(CALL, max_size=2), "accepted": st.booleans(), "reason": st.none() | TEXT},
-    optional={"samples": SAMPLES, "check": st.none() | TEXT, "origin": TEXT, "usage": objects(FLOATS)},
+    optional={"samples": SAMPLES, "check": st.none() | TEXT, "origin": TEXT, "usage": objects(st.none() | FLOATS)},
 )
 RECORDS = st.builds(
     Record,

@@ -148,3 +148,5 @@ def test_pass_at_k_and_what_a_teacher_counted():
     assert found["pass_at"] == {"1": 0.75, "2": pytest.approx((5 / 6 + 1) / 2), "4": 1.0}
     assert found["teacher"] == {"requests": 4, "prompt_tokens": 200, "completion_tokens": 20, "cost": 1.0}
     assert found["seen"] == 1
+    records.append(Record("c", "t", "q", synthetic=[ACCEPTED | {"usage": usage | {"cost": None}}]))
+    assert summarise(records)["teacher"] == {"requests": 6, "prompt_tokens": 300, "completion_tokens": 30, "cost": None}

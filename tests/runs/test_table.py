@@ -55,6 +55,8 @@ def test_sampled_answers_and_teachers_are_shown_where_there_are_any():
     records = [Record("a", "t", "q", synthetic=[pair], **samples)]
     rows = cells(summary_table(summarise(records), "run", records))
     assert ["pass@1", "50.0 %", "100.0 %"] in rows and ["3", "70", "5", "0.25"] in rows
+    usage["cost"] = None  # as a price that is no number was recorded
+    assert ["3", "70", "5", "–"] in cells(summary_table(summarise(records), "run", records))
 
 
 def test_of_a_dialogue_the_examples_show_the_request():

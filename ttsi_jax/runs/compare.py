@@ -56,7 +56,7 @@ class Cost(NamedTuple):
     seconds: float
     tokens: float | None
     examples: float | None
-    teacher: dict[str, float]
+    teacher: dict[str, float | None]
     corrected: float
 
 
@@ -238,7 +238,7 @@ def _cost(group: Group) -> Cost:
     before, learned = _trained_before(group.config), sum(_learned(record, group.config) for record in records)
     examples = None if before is None else before + learned / n
     usage = teacher_usage(pair for record in records for pair in record.synthetic)
-    teacher = {name: value / n for name, value in usage.items()}
+    teacher = {name: None if value is None else value / n for name, value in usage.items()}
     corrected = sum(_labelled(record) and base_and_final(record, "call") == (False, True) for record in records)
     return Cost(seconds / n, tokens, examples, teacher, corrected / n)
 

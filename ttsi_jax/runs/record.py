@@ -33,7 +33,7 @@ class Pair(TypedDict):
     check: NotRequired[str | None]
     samples: NotRequired[list[Sample]]
     origin: NotRequired[str]
-    usage: NotRequired[dict[str, float]]
+    usage: NotRequired[dict[str, float | None]]
     skipped: NotRequired[list[str]]
 
 

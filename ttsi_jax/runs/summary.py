@@ -88,12 +88,14 @@ def _passes(records: Iterable[Record]) -> dict[str, dict[str, float]]:
     return found
 
 
-def teacher_usage(pairs: Iterable[Pair]) -> dict[str, float]:
-    """What a teacher counted, over all pairs; empty where there was none."""
-    total = Counter[str]()
+def teacher_usage(pairs: Iterable[Pair]) -> dict[str, float | None]:
+    """What a teacher counted, over all pairs; empty where there was none, None where a pair's is not known."""
+    total: dict[str, float | None] = {}
     for pair in pairs:
-        total.update(pair.get("usage") or {})
-    return dict(total)
+        for name, value in (pair.get("usage") or {}).items():
+            before = total.get(name, 0)
+            total[name] = None if before is None or value is None else before + value
+    return total
 
 
 def _accuracies(records: Sequence[Record]) -> tuple[dict[str, float | None], dict[str, int], dict[str, int]]:

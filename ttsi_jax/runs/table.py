@@ -86,7 +86,8 @@ def passes(summary: Mapping[str, Any]) -> Rows:
 
 def teacher(summary: Mapping[str, Any]) -> Rows:
     names = ("requests", "prompt_tokens", "completion_tokens", "cost")
-    row = tuple(f"{summary['teacher'].get(name, 0):g}" for name in names)
+    counted = [summary["teacher"].get(name, 0) for name in names]
+    row = tuple("–" if value is None else f"{value:g}" for value in counted)
     return Rows(("teacher's requests", "prompt tokens", "answer tokens", "cost"), [row] if summary["teacher"] else [])
 
 
