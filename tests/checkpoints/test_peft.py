@@ -76,6 +76,9 @@ def test_wrong_tensors_are_all_named(tmp_path):
     ("changes", "match"),
     [
         ({"use_dora": True}, "use_dora"),
+        *[({"init_lora_weights": name}, name) for name in ("pissa", "pissa_niter_4", "olora", "corda", "loftq")],
+        ({"init_lora_weights": {}}, "init_lora_weights = {}"),
+        ({"alora_invocation_tokens": [1]}, "alora_invocation_tokens"),
         ({"bias": "all"}, "bias"),
         ({"rank_pattern": {"q_proj": 2}}, "rank_pattern"),
         ({"modules_to_save": ["lm_head"]}, "modules_to_save"),
@@ -90,6 +93,14 @@ def test_other_kinds_of_adapters_are_refused(tmp_path, changes, match):
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
     with pytest.raises(ModelFileError, match=match):
         load_peft(tmp_path, CONFIG)
+
+
+@pytest.mark.parametrize("name", [None, True, False, "gaussian", "eva", "orthogonal"])
+def test_a_beginning_that_keeps_the_base_is_read(tmp_path, name):
+    save_peft(tmp_path, random_adapter(), CONFIG, rank=4, alpha=8.0)
+    path = tmp_path / "adapter_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"init_lora_weights": name}))
+    assert load_peft(tmp_path, CONFIG)[1:] == (4, 8.0)
 
 
 def test_missing_files(tmp_path):

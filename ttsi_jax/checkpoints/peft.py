@@ -29,7 +29,15 @@ CHANGES_ARITHMETIC = (  # settings under which PEFT computes something else than
     "trainable_token_indices",
     "target_parameters",
     "layer_replication",
+    "alora_invocation_tokens",
+    "use_bdlora",
+    "use_qalora",
+    "velora_config",
+    "monteclora_config",
+    "arrow_config",
+    "kasa_config",
 )
+KEEPS_BASE = (None, True, False, "gaussian", "eva", "orthogonal")  # init_lora_weights; others change the base on load
 
 
 def _weight(layer: int, name: str, factor: str) -> str:
@@ -161,6 +169,8 @@ def _read_settings(path: Path) -> tuple[int, float]:
     for name in CHANGES_ARITHMETIC:
         if settings.get(name):
             raise ModelFileError(f"{path}: {name} = {settings[name]!r} is not supported")
+    if (initialised := settings.get("init_lora_weights")) not in KEEPS_BASE:
+        raise ModelFileError(f"{path}: init_lora_weights = {initialised!r} is not supported: it changes the base")
     if settings.get("bias", "none") != "none":
         raise ModelFileError(f"{path}: bias = {settings['bias']!r} is not supported")
     rank, alpha = settings.get("r"), settings.get("lora_alpha")
