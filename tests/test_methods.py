@@ -1,7 +1,7 @@
 """The paper's methods as settings of one loop: votes, pairs in the prompt, pairs from elsewhere, shared parts."""
 
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -239,6 +239,17 @@ def test_a_run_only_writes_pairs_and_another_learns_from_them(tmp_path, usual):
         np.testing.assert_allclose(own.losses, theirs.losses, rtol=1e-5)
         assert own.calls == theirs.calls
     assert list(read_records(tmp_path / "learned/records.jsonl")[0].values()) == learned
+
+
+def test_a_recorded_pair_keeps_functions_of_its_own(tmp_path):
+    total = replace(ADD, name="total")
+    shelf, task = tmp_path / "train.jsonl", task_of(EXAMPLES[1])
+    shelf.write_text(as_line(example("train", "Total 8 and 9", (total,), (GoldCall("total", {"a": (8,), "b": (9,)}),))))
+    labelled = settings(**synthesis(source="training", file=str(shelf)))
+    [taught] = run(MODEL, task, labelled, out=tmp_path / "written").records
+    [learned] = run(MODEL, task, settings(**synthesis(source="recorded", file=str(tmp_path / "written")))).records
+    assert taught.synthetic[0]["tools"] == learned.synthetic[0]["tools"] == [asdict(total)]
+    assert learned.adapted and learned.losses == taught.losses
 
 
 def test_an_unfinished_source_is_told(tmp_path):

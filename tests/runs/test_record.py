@@ -19,10 +19,17 @@ def objects(values):
 JSON = st.recursive(LEAVES, lambda inner: st.lists(inner) | objects(inner))
 CALL = st.fixed_dictionaries({"name": TEXT, "arguments": objects(JSON)})
 CALLS = st.none() | st.lists(CALL, max_size=2)
+FUNCTION = st.fixed_dictionaries({"name": TEXT, "description": TEXT, "parameters": objects(TEXT)})
 SAMPLES = st.lists(st.fixed_dictionaries({"text": TEXT, "reward": FLOATS}), max_size=2)
 PAIR = st.fixed_dictionaries(
     {"query": TEXT, "calls": st.lists(CALL, max_size=2), "accepted": st.booleans(), "reason": st.none() | TEXT},
-    optional={"samples": SAMPLES, "check": st.none() | TEXT, "origin": TEXT, "usage": objects(st.none() | FLOATS)},
+    optional={
+        "samples": SAMPLES,
+        "check": st.none() | TEXT,
+        "tools": st.lists(FUNCTION, max_size=2),
+        "origin": TEXT,
+        "usage": objects(st.none() | FLOATS),
+    },
 )
 RECORDS = st.builds(
     Record,

@@ -21,10 +21,17 @@ class Sample(TypedDict):
     reward: float
 
 
+class Function(TypedDict):
+    name: str
+    description: str
+    parameters: dict[str, Any]
+
+
 class Pair(TypedDict):
     """One written pair; `reason` says why it was dropped, `check` which check did. `samples` are there where the loss
-    asked for some, `origin` is the labelled example that the pair is, `usage` what a teacher counted: requests,
-    prompt_tokens, completion_tokens, cost; `skipped` are the arguments whose values were not learned."""
+    asked for some, `tools` are the functions that the pair is about, where they are not the input's, `origin` is the
+    labelled example that it is, `usage` what a teacher counted: requests, prompt_tokens, completion_tokens, cost;
+    `skipped` are the arguments whose values were not learned."""
 
     query: str
     calls: list[Call]
@@ -32,6 +39,7 @@ class Pair(TypedDict):
     reason: str | None
     check: NotRequired[str | None]
     samples: NotRequired[list[Sample]]
+    tools: NotRequired[list[Function]]
     origin: NotRequired[str]
     usage: NotRequired[dict[str, float | None]]
     skipped: NotRequired[list[str]]

@@ -87,7 +87,8 @@ class Synthetic(NamedTuple):
         """The pair as it stands in a run's records."""
         calls, accepted = [asdict(call) for call in self.calls], self.reason is None
         kept = {"query": self.query, "calls": calls, "accepted": accepted, "reason": self.reason, "check": self.check}
-        others = {"origin": self.origin, "usage": self.usage and dict(self.usage), "skipped": [*self.skipped] or None}
+        others: dict[str, Any] = {"tools": [*map(asdict, self.tools)] or None, "origin": self.origin}
+        others |= {"usage": self.usage and dict(self.usage), "skipped": [*self.skipped] or None}
         return kept | {name: value for name, value in others.items() if value is not None}
 
     def asked(self) -> str:

@@ -12,10 +12,10 @@ from pathlib import Path
 
 from ttsi_jax.errors import InputError
 from ttsi_jax.runs.directory import RECORDS, read_config, read_records, read_summary
-from ttsi_jax.runs.record import Record
+from ttsi_jax.runs.record import Pair, Record
 from ttsi_jax.runs.scores import first_values
 from ttsi_jax.synthesis.pairs import Collection, Synthetic
-from ttsi_jax.tasks import Call, Example
+from ttsi_jax.tasks import Call, Example, Tool
 from ttsi_jax.tasks.entries import EntryError, json_lines, read_gold
 from ttsi_jax.tasks.strict_json import JsonError
 
@@ -53,11 +53,11 @@ def read_pairs(path: Path) -> Collection:
 
 
 def _accepted(records: Iterable[Record]) -> dict[str, list[Synthetic]]:
-    def accepted(record: Record) -> list[Synthetic]:
-        pairs = (pair for pair in record.synthetic if pair["accepted"])
-        return [Synthetic(pair["query"], tuple(Call(**call) for call in pair["calls"])) for pair in pairs]
+    def read(pair: Pair) -> Synthetic:
+        tools = tuple(Tool(**tool) for tool in pair.get("tools", ()))
+        return Synthetic(pair["query"], tuple(Call(**call) for call in pair["calls"]), tools=tools)
 
-    return {record.id: accepted(record) for record in records}
+    return {record.id: [read(pair) for pair in record.synthetic if pair["accepted"]] for record in records}
 
 
 def _collection(pairs: Mapping[str, Sequence[Synthetic]], *notes: str) -> Collection:
