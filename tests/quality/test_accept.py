@@ -111,17 +111,29 @@ def test_a_rule_is_evaluated_afterwards():
 
 def test_the_cases_of_a_run():
     right, wrong = {"name": "add", "arguments": {"a": 1, "b": "2"}}, {"name": "add", "arguments": {"a": 1, "b": 3}}
-    own = Record("one", "tiny", "?", base_calls=[wrong], adapted_calls=[right], adapted=True, evidence=GOOD._asdict())
+    own = Record(
+        "one", "tiny", "?", adapted_calls=[right], adapted=True, evidence=GOOD._asdict(), call_correct_base=False
+    )
     records = [
         own,
-        replace(own, reverted=True, base_calls=[right], adapted_calls=None, evidence={"margin": 0.5}),
+        replace(own, reverted=True, call_correct_base=True, adapted_calls=None, evidence={"margin": 0.5}),
+        replace(own, adapted_calls=[wrong]),
         replace(own, adapted=False),
+        replace(own, call_correct_base=None),  # was left out of the run's accuracies
         replace(own, id="four"),  # has no label
     ]
     assert cases(map(from_json, map(to_json, records)), TASK) == [
         Case(GOOD, False, True),
         Case(Evidence(margin=0.5), True, False),
+        Case(GOOD, False, False),
     ]
+
+
+def test_where_no_call_is_right_an_answer_in_words_is_right_in_the_cases_too():
+    silent = task_of(replace(EXAMPLES[0], gold=()))
+    own = Record("one", "tiny", "?", adapted=True, call_correct_base=True, text_adapted="I cannot do that.")
+    cut = replace(own, text_adapted="[add(a=1")
+    assert cases([own, cut], silent) == [Case(Evidence(), True, True), Case(Evidence(), True, False)]
 
 
 # Whole runs.

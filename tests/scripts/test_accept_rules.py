@@ -6,9 +6,9 @@ from ttsi_jax.quality.accept import Evidence
 from ttsi_jax.runs.groups import Run
 from ttsi_jax.runs.record import Record
 
-RIGHT, WRONG = {"name": "add", "arguments": {"a": 1, "b": 2}}, {"name": "add", "arguments": {"a": 1, "b": 3}}
+RIGHT = {"name": "add", "arguments": {"a": 1, "b": 2}}
 FELL = Evidence(2.0, 1.0, True, 0.5, 0.1)._asdict()
-FIXED = Record("one", "tiny", "?", base_calls=[WRONG], adapted_calls=[RIGHT], adapted=True, evidence=FELL)
+FIXED = Record("one", "tiny", "?", adapted_calls=[RIGHT], adapted=True, evidence=FELL, call_correct_base=False)
 
 
 def test_every_rule_has_a_line(monkeypatch, capsys):

@@ -18,7 +18,7 @@ import numpy as np
 from ttsi_jax.quality.agreement import Answer
 from ttsi_jax.quality.soundness import sound as is_sound
 from ttsi_jax.runs.record import Record
-from ttsi_jax.runs.scores import read_plain
+from ttsi_jax.runs.scores import judged, read_plain
 from ttsi_jax.tasks import Example, Task, call_correct, check_call
 
 COLLAPSE = 0.5  # the share of the base's margin below which the adapter's has collapsed
@@ -162,17 +162,16 @@ class Effect(NamedTuple):
 
 
 def cases(records: Iterable[Record], task: Task) -> list[Case]:
-    """The adapted, labelled inputs of a finished run, whatever its own rule made of them."""
+    """The adapted inputs of a finished run that it judged, whatever its own rule made of them."""
     gold = {example.id: example.gold for example in task.examples}
-    return [
-        Case(
-            Evidence(**record.evidence),  # type: ignore[arg-type]
-            call_correct(read_plain(record.base_calls), label),
-            call_correct(read_plain(record.adapted_calls), label),
-        )
-        for record in records
-        if record.adapted and (label := gold.get(record.id)) is not None
-    ]
+    found = []
+    for record in records:
+        label, right_base = gold.get(record.id), record.call_correct_base
+        if record.adapted and label is not None and right_base is not None:
+            calls = judged(read_plain(record.adapted_calls), record.text_adapted, label)
+            evidence = Evidence(**record.evidence)  # type: ignore[arg-type]
+            found.append(Case(evidence, right_base, call_correct(calls, label)))
+    return found
 
 
 def effect(cases: Iterable[Case], rule: Sequence[str]) -> Effect:

@@ -63,7 +63,7 @@ def scored(record: Record, gold: Sequence[GoldCall] | None) -> Record:
         return record
     texts = record.text_base, record.text_adapted if uses_adapter else record.text_base
     base, final = (
-        _judged(read_plain(own), text, gold) for own, text in zip((record.base_calls, calls), texts, strict=True)
+        judged(read_plain(own), text, gold) for own, text in zip((record.base_calls, calls), texts, strict=True)
     )
     samples = record.samples_base, record.samples_adapted if uses_adapter else record.samples_base
     right_base, right = (_n_right(own, gold) for own in samples)
@@ -82,14 +82,14 @@ def scored(record: Record, gold: Sequence[GoldCall] | None) -> Record:
     )
 
 
-def _judged(calls: Sequence[Call] | None, text: str | None, gold: Sequence[GoldCall]) -> Sequence[Call] | None:
+def judged(calls: Sequence[Call] | None, text: str | None, gold: Sequence[GoldCall]) -> Sequence[Call] | None:
     """An answer's calls; where no call is right, there is none in an answer in words either."""
     return [] if calls is None and not gold and _in_words(text) else calls
 
 
 def _n_right(samples: Sequence[str | None], gold: Sequence[GoldCall]) -> int | None:
     """How many of some sampled answers make the right calls; None where there are none."""
-    right = (call_correct(_judged(_calls(text), text, gold), gold) for text in samples)
+    right = (call_correct(judged(_calls(text), text, gold), gold) for text in samples)
     return sum(right) if samples else None
 
 
