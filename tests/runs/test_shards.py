@@ -181,9 +181,23 @@ def test_what_does_not_belong_together_is_refused(tmp_path, whole, shards):
     change(second / INPUTS, inputs=[])
     with pytest.raises(InputError, match="their inputs.json differ"):
         merge(shards, out)
+    for damaged in ({}, {"task": "t"}, {"task": "t", "inputs": [{"id": "a"}]}, {"task": "t", "inputs": [1]}):
+        (second / INPUTS).write_text(json.dumps(damaged))
+        with pytest.raises(InputError, match="shard 2/inputs.json: is not what a run with --shard writes"):
+            merge(shards, out)
     (second / INPUTS).unlink()
     with pytest.raises(InputError, match="ended before it began"):
         merge(shards, out)
+    content = {name: value for name, value in read_summary(first).items() if name != "compile_seconds"}
+    (first / "summary.json").write_text(json.dumps(content))
+    with pytest.raises(InputError, match="shard 1/summary.json: has no compile_seconds. Delete it"):
+        merge([first], out)
+    (first / "summary.json").unlink()
+    config = read_config(first)
+    (first / "config.json").write_text(json.dumps({"shard": "1/2", "task": "tiny"}))
+    with pytest.raises(InputError, match="shard 1/config.json: has no model and no method"):
+        merge([first], out)
+    (first / "config.json").write_text(json.dumps(config))
     assert not out.exists()
     with pytest.raises(InputError, match="holds a run with other settings"):
         merge([first], first)

@@ -65,6 +65,10 @@ def test_of_a_dialogue_the_examples_show_the_request():
     assert "Go." in text and "role" not in text
 
 
+def test_of_an_example_whose_certainty_is_not_known_there_is_a_dash():
+    assert "–" in printed(examples_table([Record("a", "t", "Go.", adapted=True)]))
+
+
 def test_why_inputs_kept_their_base_answer_is_shown_the_commonest_first():
     assert "kept" not in printed(summary_table(summarise(RECORDS), "run", RECORDS))
     reasons = ["no usable pair in 3 tries", *["the teacher failed: HTTP 401"] * 2, "a", "b"]

@@ -166,5 +166,9 @@ def test_a_run_goes_on_with_the_wave_that_it_began_with(tmp_path):
     assert json.loads((tmp_path / "a" / "config.json").read_text()) == written
     with pytest.raises(InputError, match="a wave of 2 takes up to"):
         run(MODEL, task_of(*numbered(2)), settings(), memory=1e-4, out=tmp_path / "a")
+    for damaged in ({"adapt": {}}, {"adapt": None}, {"wave": "2"}):
+        (tmp_path / "a" / "config.json").write_text(json.dumps(written | damaged))
+        with pytest.raises(InputError, match="a: holds a run with other settings"):
+            run(MODEL, task_of(*numbered(2)), settings(), memory=64.0, out=tmp_path / "a")
     with pytest.raises(InputError, match="--memory is nan; it must be above 0"):
         run(MODEL, TASK, settings(), memory=float("nan"))

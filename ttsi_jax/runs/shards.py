@@ -18,8 +18,10 @@ from typing import Any, NamedTuple
 
 from ttsi_jax.errors import InputError
 from ttsi_jax.runs.directory import (
+    CONFIG,
     ENVIRONMENT,
     RECORDS,
+    SUMMARY,
     config_differences,
     open_run,
     read_config,
@@ -140,8 +142,10 @@ class _Part(NamedTuple):
     path: Path
     shard: Shard
     config: dict[str, Any]  # without the shard
-    inputs: dict[str, Any]
+    task: Task  # all of it: the ids and right calls of its inputs
+    owners: dict[str, int]  # the shard of each
     records: dict[str, Record]
+    summary: dict[str, Any] | None
 
 
 def merge(paths: Sequence[Path], out: Path) -> Merged:
@@ -155,9 +159,7 @@ def merge(paths: Sequence[Path], out: Path) -> Merged:
     """
     parts = [_read(path) for path in paths]
     _refuse_strangers(parts)
-    first = parts[0]
-    inputs = first.inputs["inputs"]
-    owners = {one["id"]: one["shard"] for one in inputs}
+    first, owners = parts[0], parts[0].owners
     with open_run(out, first.config) as directory:
         environments = [read_object(part.path / ENVIRONMENT) for part in parts if (part.path / ENVIRONMENT).exists()]
         directory.write(ENVIRONMENT, (environments or [{}])[0] | {"shards": environments})
@@ -173,16 +175,11 @@ def merge(paths: Sequence[Path], out: Path) -> Merged:
         records = directory.finished | directory.failed
         left = Counter(owner for id, owner in owners.items() if id not in records)
         if not left:
-            examples = (
-                Example(one["id"], (), (), None if one["gold"] is None else tuple(map(_gold, one["gold"])))
-                for one in inputs
-            )
-            task = Task(first.inputs["task"], tuple(examples))
             ordered = [records[id] for id in owners]
-            summaries = [summary for part in parts if (summary := read_summary(part.path)) is not None]
+            summaries = [part.summary for part in parts if part.summary is not None]
             compiling = fsum(summary["compile_seconds"] for summary in summaries)
             chosen = {name: value for name, value in (summaries or [{}])[0].items() if name in ("tau", "tau_by")}
-            summary = summarise(ordered) | f1(ordered, task) | chosen | {"compile_seconds": compiling}
+            summary = summarise(ordered) | f1(ordered, first.task) | chosen | {"compile_seconds": compiling}
             directory.complete(list(owners), summary)
         failed = [record for id, record in directory.failed.items() if id in owners]
     return Merged(len(owners), dict(sorted(left.items())), tuple(part.shard for part in parts), failed)
@@ -193,8 +190,25 @@ def _read(path: Path) -> _Part:
     if SETTING not in config:
         raise InputError(f"{path}: is a run of all inputs, not of a shard; only runs with --shard can be joined")
     shard = parse_shard(str(config.pop(SETTING)))
+    if lacking := [name for name in ("task", "model", "method") if name not in config]:
+        raise InputError(f"{path / CONFIG}: has no {' and no '.join(lacking)}, as a run writes it; leave {path} out")
     inputs = read_object(path / INPUTS, missing=f"{path}: ended before it began (it has no {INPUTS}); leave it out")
-    return _Part(path, shard, config, inputs, read_records(path / RECORDS)[0])
+    summary = read_summary(path)
+    if summary is not None and not isinstance(summary.get("compile_seconds"), int | float):
+        raise InputError(f"{path / SUMMARY}: has no compile_seconds. Delete it, and the same command writes it again.")
+    return _Part(path, shard, config, *_divided(inputs, path), read_records(path / RECORDS)[0], summary)
+
+
+def _divided(inputs: Mapping[str, Any], path: Path) -> tuple[Task, dict[str, int]]:
+    """The task and the shard of each of its inputs, from what `division` made."""
+    try:
+        examples = (
+            Example(one["id"], (), (), None if one["gold"] is None else tuple(map(_gold, one["gold"])))
+            for one in inputs["inputs"]
+        )
+        return Task(inputs["task"], tuple(examples)), {one["id"]: int(one["shard"]) for one in inputs["inputs"]}
+    except (LookupError, TypeError, ValueError, AttributeError):
+        raise InputError(f"{path / INPUTS}: is not what a run with --shard writes; leave {path} out") from None
 
 
 def _refuse_strangers(parts: Sequence[_Part]) -> None:
@@ -210,7 +224,7 @@ def _refuse_strangers(parts: Sequence[_Part]) -> None:
         if part.shard.of != first.shard.of:
             there = f"{part.path} is shard {part.shard}, {first.path} is shard {first.shard}"
             raise InputError(f"{there}: the inputs were divided otherwise")
-        if part.inputs != first.inputs:
+        if (part.task, part.owners) != (first.task, first.owners):
             raise InputError(f"{part.path} and {first.path} were divided otherwise: their {INPUTS} differ")
         if part.shard in seen:
             raise InputError(f"{part.path} and {seen[part.shard]} are both shard {part.shard}")

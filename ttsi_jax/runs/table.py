@@ -55,7 +55,8 @@ def examples_table(records: Sequence[Record], n: int = 3) -> Table:
     for record in chosen:
         pairs = [f"{pair['query']}\n→ {_calls(pair['calls'])}" for pair in record.synthetic if pair["accepted"]]
         before, after = _marked(record, "base_calls", "_base"), _marked(record, "calls", "")
-        rows.append((record.request, f"{record.uncertainty:.2f}", "\n".join(pairs), before, after))
+        certainty = "–" if record.uncertainty is None else f"{record.uncertainty:.2f}"
+        rows.append((record.request, certainty, "\n".join(pairs), before, after))
     return rendered(Rows(headings, rows, justify="left"))
 
 

@@ -32,7 +32,7 @@ from ttsi_jax.model.decoder import Params, abstract_params
 from ttsi_jax.model.lora import init_adapter
 from ttsi_jax.model.quantized import Quantized
 from ttsi_jax.rules.interface import UpdateRule, needed
-from ttsi_jax.runs.directory import CONFIG, read_config
+from ttsi_jax.runs.directory import CONFIG, read_config, setting
 from ttsi_jax.scaling.mesh import AXES, Layout, check_wave, device_bytes
 from ttsi_jax.scaling.programs import Sizes, placed
 from ttsi_jax.tasks import Task
@@ -112,9 +112,10 @@ def within(
     if not 0 < memory < math.inf:
         raise InputError(f"--memory is {memory}; it must be above 0")
     recorded = read_config(Path(out)) if out is not None and (Path(out) / CONFIG).exists() else {}
-    begun = {"wave", "adapt"} <= recorded.keys()
-    if begun:
-        config = replace(config, wave=recorded["wave"], adapt=replace(config.adapt, memory=recorded["adapt"]["memory"]))
+    wave, training = recorded.get("wave"), setting(recorded, "adapt.memory")
+    begun = False  # what lacks one of the two is refused as another run
+    if isinstance(wave, int) and wave > 0 and isinstance(training, int | float):
+        begun, config = True, replace(config, wave=wave, adapt=replace(config.adapt, memory=training))
         check_wave(config.wave, layout.parts)
     encoder, length = PromptEncoder(model.tokenizer), model.config.context_length
     prepared = (prepare(one, task.name, encoder, config, length, parts.synthesizer) for one in task.examples)
