@@ -57,7 +57,11 @@ def test_the_likeliest_function_is_taken_from_the_surest_adapter(three):
         assert record.adapters == other.adapters and record.text_adapted in record.adapters
 
 
-def test_adapters_with_shares_of_the_pairs(monkeypatch):
+@pytest.mark.parametrize(
+    ("tries", "adapters", "shares"),
+    [(8, 2, [1, 2]), (2, 3, [1, 1, 1])],  # of three pairs, and of the two that were good
+)
+def test_adapters_with_shares_of_the_pairs(monkeypatch, tries, adapters, shares):
     seen, adapt = [], Waves.adapt
 
     def noted(self, rows, pairs, *rest, **settings):
@@ -65,11 +69,12 @@ def test_adapters_with_shares_of_the_pairs(monkeypatch):
         return adapt(self, rows, pairs, *rest, **settings)
 
     monkeypatch.setattr(Waves, "adapt", noted)
-    found = records(task_of(EXAMPLES[1]), synthesis={"k": 3, "tries": 8}, adapt={"adapters": 2, "divide": True})
-    n_pairs = sum(pair["accepted"] for pair in found[0].synthetic)
-    assert n_pairs > 1 and len(found[0].adapters) == 2
-    assert sorted(len(own) for own, _ in seen) == [n_pairs // 2, n_pairs - n_pairs // 2]
-    assert {most for _, most in seen} == {2}, "no steps are scanned for pairs that no adapter has"
+    how = {"adapters": adapters, "divide": True}
+    [found] = records(task_of(EXAMPLES[1]), synthesis={"k": 3, "tries": tries}, adapt=how)
+    n_pairs = sum(pair["accepted"] for pair in found.synthetic)
+    assert n_pairs > 1 and len(found.adapters) == adapters
+    assert sorted(len(own) for own, _ in seen) == shares
+    assert {most for _, most in seen} == {max(shares)}, "no steps are scanned for pairs that no adapter has"
     assert len({pair for own, _ in seen for pair in own}) == n_pairs
 
 

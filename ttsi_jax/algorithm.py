@@ -132,8 +132,8 @@ class Algorithm(Writing):
         """The outcome of one adapter; each seed draws its own, and may have its own share of the pairs."""
         key = draft.key_for(ADAPTATION, *filter(None, [seed]))
         rows = draft.in_orders(self.answer_row(draft)._replace(key=key))
-        n_shares = self.config.adapt.adapters if self.config.adapt.divide else 1
-        share = draft.pairs[seed % n_shares :: n_shares] or draft.pairs
+        n_shares = min(self.config.adapt.adapters, len(draft.pairs)) if self.config.adapt.divide else 1
+        share = draft.pairs[seed % n_shares :: n_shares]
         pairs = [*share, *(copy for pair in share for copy in pair.copies)]
         learned: Learned = yield Adapt(draft, "adapt", rows, pairs, seed)
         steps = [pairs[step % len(pairs)] for step in range(len(learned.losses))]
