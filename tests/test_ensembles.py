@@ -178,6 +178,8 @@ def test_every_augmentation_is_trained_on(usual):
         (changed(synthesis={"augment": ("order",)}), "needs --adapt.scope all"),
         (changed("all", synthesis={"augment": ("noise",)}), "must be one of order, distractors, rename"),
         (changed(adapt={"adapters": 2, "divide": True}), "2 adapters cannot share --synthesis.k 1 pairs"),
+        (changed(adapt={"divide": True, "accept": ("repairs", "seeds")}), "--adapt.accept seeds compares adapters"),
+        (changed(adapt={"divide": True, "measure": ("seeds",)}), "--adapt.measure seeds compares adapters"),
         (changed(adapt={"adapters": 0}), "--adapt.adapters is 0"),
         (changed(answer={"orders": 0}), "--answer.orders is 0"),
         (changed(adapt={"combine": "mean"}), "--adapt.combine is 'mean'"),

@@ -201,6 +201,7 @@ def test_without_a_reset_inputs_follow_one_another(tmp_path, usual):
     ("config", "message"),
     [
         (settings(adapt=adapt(reset="never")), "--adapt.reset never takes inputs one after another: --wave is 4"),
+        (settings(adapt=adapt(reset="never", adapters=2), wave=1), "goes on from one adapter: --adapt.adapters is 2"),
         (settings(adapt=adapt(reset="never"), wave=1), "add --adapt.save"),
     ],
 )

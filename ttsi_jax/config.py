@@ -230,12 +230,17 @@ def check(config: RunConfig) -> None:
         raise InputError("--adapt.accept sibling needs --synthesis.held-out: a pair that is not trained on")
     if config.adapt.reset == "never" and config.wave != 1:
         raise InputError(f"--adapt.reset never takes inputs one after another: --wave is {config.wave}; it must be 1")
+    if adapt.reset == "never" and adapt.adapters > 1:
+        raise InputError(f"--adapt.reset never goes on from one adapter: --adapt.adapters is {adapt.adapters}")
     if config.adapt.stop_rising and not config.synthesis.held_out:
         raise InputError("--adapt.stop-rising needs --synthesis.held-out: a pair whose loss is watched")
     if synthesis.augment and adapt.scope != "all":
         raise InputError("--synthesis.augment changes the tool list: it needs --adapt.scope all")
     if adapt.divide and adapt.adapters > synthesis.k:
         raise InputError(f"--adapt.divide: {adapt.adapters} adapters cannot share --synthesis.k {synthesis.k} pairs")
+    if adapt.divide and "seeds" in (*adapt.accept, *adapt.measure):
+        option = "accept" if "seeds" in adapt.accept else "measure"
+        raise InputError(f"--adapt.{option} seeds compares adapters of the same pairs: not with --adapt.divide")
     if isinstance(config.gate.tau, str) and config.gate.tau != "auto" or config.gate.tau != config.gate.tau:
         raise InputError("--gate.tau is not a number")
     check_sources(config.method, config.source, config.synthesis)
