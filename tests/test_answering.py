@@ -273,6 +273,10 @@ QUOTED, BARE, LIST, OBJECT = (' "', '"'), (" ", ""), (" [", "]"), (" {", "}")
         ("NaN", BARE, "NaN"),
         ("Infinity", BARE, "Infinity"),
         ("9" * 5000, BARE, "9" * 5000),
+        ("9" * 309, BARE, "9" * 309),  # out of a float's range, as the two that follow
+        ("9" * 309 + ".5}", BARE, "9" * 309 + ".5"),
+        ("1e999]", LIST, "1e999"),
+        ("\\ud83d", QUOTED, "\\ud83d"),  # half of a surrogate pair
         ("]", LIST, []),
         ("1, 2", LIST, [1, 2]),
         ('"a", [1]]}}', LIST, ["a", [1]]),

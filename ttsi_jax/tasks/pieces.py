@@ -10,6 +10,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from ttsi_jax.tasks import strict_json
 from ttsi_jax.tasks.calls import render_call
 from ttsi_jax.tasks.example import Call, Tool
 from ttsi_jax.tasks.prompts import OPENING
@@ -57,7 +58,9 @@ def read_value(said: str, opening: str, closing: str) -> Any:
     decoder = json.JSONDecoder(strict=False, parse_constant=_refuse_constant)
     for text in (opening + said, opening + said + closing):
         try:
-            return decoder.raw_decode(text.strip())[0]
+            value, _ = decoder.raw_decode(text.strip())
+            strict_json.check(value)
+            return value
         except (ValueError, RecursionError):
             continue
     word = said.split('"')[0].strip().rstrip(",}] ")
