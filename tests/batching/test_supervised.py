@@ -12,7 +12,7 @@ from ttsi_jax.batching.supervised import fine_tune, save, settings_there
 from ttsi_jax.cli import main
 from ttsi_jax.errors import InputError
 from ttsi_jax.loop import run
-from ttsi_jax.rules import adamw, answer_cross_entropy, dpo
+from ttsi_jax.rules import adamw, answer_cross_entropy, dpo, ridge
 from ttsi_jax.runs.groups import load_runs, notes
 from ttsi_jax.synthesis.training import TrainedOn, trained_on
 from ttsi_jax.tasks import GoldCall
@@ -61,6 +61,8 @@ def test_what_cannot_be_trained_on():
         fine_tune(MODEL, SHELF[3:], config, adamw(1e-3), answer_cross_entropy, wave=2, seed=0)
     with pytest.raises(InputError, match="needs rejected, which labels do not give"):
         fine_tune(MODEL, SHELF, config, adamw(1e-3), dpo, wave=2, seed=0)
+    with pytest.raises(InputError, match="the update rule asks the model itself .*: choose another --adapt.rule"):
+        fine_tune(MODEL, SHELF, config, ridge(), answer_cross_entropy, wave=2, seed=0)
 
 
 def test_a_run_answers_with_it_and_says_where_it_is_an_upper_bound(tmp_path):

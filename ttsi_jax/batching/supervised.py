@@ -31,7 +31,7 @@ from ttsi_jax.model.cache import Cache
 from ttsi_jax.model.config import DecoderConfig
 from ttsi_jax.model.decoder import Params
 from ttsi_jax.model.lora import Adapter, init_adapter
-from ttsi_jax.rules.interface import Batch, Forward, Loss, LossFn, RuleStep, State, UpdateRule, needed
+from ttsi_jax.rules.interface import Batch, Forward, Loss, LossFn, Outputs, RuleStep, State, UpdateRule, needed
 from ttsi_jax.runs.directory import read_object
 from ttsi_jax.runs.scores import first_values
 from ttsi_jax.scaling.mesh import mesh_of
@@ -67,7 +67,8 @@ def fine_tune(
     `config.epochs` passes over all of them in random order, `wave` examples a step.
 
     Raises:
-        InputError: there is no such example, the loss needs more than a label, or the model lies on a mesh.
+        InputError: there is no such example, the loss needs more than a label, the rule asks the model itself, or the
+          model lies on a mesh.
     """
     if mesh_of(model.params) is not None:
         raise InputError("fine-tuning one adapter runs on one device: load the model without a mesh")
@@ -188,6 +189,12 @@ def _step(
         losses = jax.lax.map(one, rows, batch_size=chunk)
         return jnp.sum(jnp.where(present, losses, 0.0)) / jnp.sum(present), {}
 
-    loss_fn = LossFn(mean, bind_forward(config, params, (), None, scale, remat))
-    adapter, state, metrics = rule_step(loss_fn, adapter, state, batch, key)
+    adapter, state, metrics = rule_step(LossFn(mean, _no_forward), adapter, state, batch, key)
     return adapter, state, metrics["loss"]
+
+
+def _no_forward(*_: Any, **__: Any) -> Outputs:
+    raise InputError(
+        "the update rule asks the model itself about one sequence, and a step of sft takes a wave of them: "
+        "choose another --adapt.rule"
+    )
