@@ -236,11 +236,21 @@ def test_each_distinct_prefix_is_computed_once(prefills):
     assert prefills == [lengths]
 
 
+def test_a_prefix_in_another_bucket_is_another_one():
+    """As a rotation of one input's functions may be the prefix of another."""
+    kept, other = waves(), ROWS[2].shape
+    longer = [row._replace(shape=other._replace(prefix=other.prefix + 32)) for row in ROWS[1:3]]
+    expected = scores(longer, NAMES[1:3])
+    kept.score(ROWS[:1], NAMES[:1])
+    for own, theirs in zip(scores(longer, NAMES[1:3], kept=kept), expected, strict=True):
+        np.testing.assert_array_equal(own, theirs)
+
+
 def test_prefixes_are_kept_within_their_memory_and_the_least_recently_used_go_first(prefills):
     one, two, three = (ROWS[i : i + 1] for i in (0, 2, 3))
     kept = waves()
     kept.score(one, NAMES[:1])
-    size = sum(leaf.nbytes for leaf in jax.tree.leaves(kept._prefixes[one[0].prefix]))
+    size = sum(leaf.nbytes for leaf in jax.tree.leaves(kept._prefixes[one[0].shape.prefix, one[0].prefix]))
     kept = waves(prefix_memory=2.5 * size / 2**30)
     prefills.clear()
     for row in (one, two, one, three, one):  # the third pushes out the second, which was used before the first

@@ -121,7 +121,7 @@ class Waves:
             copies = jax.tree.map(repeat, jax.device_get(theta_0.adapters))
             self._base = theta_0._replace(adapters=self.layout.rows(copies))
         self._prefix_memory = prefix_memory
-        self._prefixes: OrderedDict[Ids, Cache] = OrderedDict()
+        self._prefixes: OrderedDict[tuple[int, Ids], Cache] = OrderedDict()  # by what a prefix is padded to, and itself
         self._special = special_ids(model.tokenizer, model.stop_ids)
         self._tables = slot_tables(model.tokenizer, model.config.vocab_size, model.stop_ids)
 
@@ -152,31 +152,32 @@ class Waves:
         all of them keep what each has computed: an input may come back in any of them.
         """
         n_rows = PREFILL_ROWS * self.layout.parts
-        known, shape, prefixes = self._prefixes, rows[0].shape, [row.prefix for row in rows]
-        missing = [prefix for prefix in dict.fromkeys(prefixes) if prefix not in known]
+        known, shape = self._prefixes, rows[0].shape
+        keys = [(shape.prefix, row.prefix) for row in rows]
+        missing = [key for key in dict.fromkeys(keys) if key not in known]
         for start in range(0, len(missing), n_rows):
             group = missing[start : start + n_rows]
-            ids, lengths = self.layout.rows(pad(group, (n_rows, shape.prefix)))
+            ids, lengths = self.layout.rows(pad([prefix for _, prefix in group], (n_rows, shape.prefix)))
             caches = self.layout.everywhere(prefill_wave(self.model.config, self.model.params, ids, lengths))
-            for index, prefix in enumerate(group):
-                known[prefix] = jax.tree.map(lambda x, i=index: x[i], caches)
-            self._forget({*prefixes})
-        for prefix in prefixes:
-            known.move_to_end(prefix)
-        caches = [known[prefix] for prefix in prefixes]
+            for index, key in enumerate(group):
+                known[key] = jax.tree.map(lambda x, i=index: x[i], caches)
+            self._forget({*keys})
+        for key in keys:
+            known.move_to_end(key)
+        caches = [known[key] for key in keys]
         caches += caches[:1] * (self.size - len(caches))
         found = caches[0] if shape.common else self.layout.stack(caches)
-        self._forget({prefixes[-1]})
+        self._forget({keys[-1]})
         return found
 
-    def _forget(self, needed: set[Ids]) -> None:
+    def _forget(self, needed: set[tuple[int, Ids]]) -> None:
         """Drops the least recently used prefixes, but for those that are needed, until the others fit their memory."""
         known = self._prefixes
-        sizes = {prefix: sum(map(device_bytes, jax.tree.leaves(cache))) for prefix, cache in known.items()}
-        for prefix in [prefix for prefix in known if prefix not in needed]:
+        sizes = {key: sum(map(device_bytes, jax.tree.leaves(cache))) for key, cache in known.items()}
+        for key in [key for key in known if key not in needed]:
             if sum(sizes.values()) <= self._prefix_memory * 2**30:
                 break
-            del known[prefix], sizes[prefix]
+            del known[key], sizes[key]
 
     def _keys(self, rows: Sequence[Row]) -> Array:
         return self.layout.rows(jnp.stack([row.key for row in rows] + [rows[0].key] * (self.size - len(rows))))
