@@ -38,7 +38,7 @@ from collectives import collectives
 from plan import Loads
 from tpu_pieces import NOTHING, Counts, Flops, Piece, first_layers, pieces
 from ttsi_jax.adaptation import AdaptConfig
-from ttsi_jax.batching.waves import PREFILL_ROWS, Pair, Shape, training_shape
+from ttsi_jax.batching.waves import Pair, Shape, prefill_rows, training_shape
 from ttsi_jax.checkpoints.config import from_hf
 from ttsi_jax.errors import InputError
 from ttsi_jax.model.config import DecoderConfig
@@ -193,7 +193,7 @@ def useful(options: Compile, config: DecoderConfig, parts: int) -> dict[str, Cos
     costs, work, n = Costs(config, itemsize, weight=BASES[options.dtype][1]), options.work, options.wave
     prompt, packed = work.prefix + work.suffix, work.candidates * (work.name - 1)
     found = {
-        "prefill": costs.read(PREFILL_ROWS * parts, work.prefix, projected=0),
+        "prefill": costs.read(prefill_rows(n // parts) * parts, work.prefix, projected=0),
         "score": costs.read(n, work.suffix + packed, work.prefix, packed + 1),
         "decode": costs.decode(n, work.answer, prompt),
     }
@@ -282,7 +282,7 @@ def by_formula(
     loads = Loads(config, shape, rows, settings.rank, weight)
     prompt, packed = work.prefix + work.suffix, work.packed
     if name == "prefill":
-        beside, load = of.prefill, loads.read(PREFILL_ROWS, work.prefix, 0, 0)
+        beside, load = of.prefill, loads.read(prefill_rows(rows), work.prefix, 0, 0)
     elif name == "score":
         beside, load = of.score, loads.read(rows, work.suffix + packed, work.prefix, work.projected)
     elif name.startswith("decode"):

@@ -14,7 +14,7 @@ from ttsi_jax.adaptation import AdaptConfig
 from ttsi_jax.batching import lanes, waves
 from ttsi_jax.batching.inputs import prepare
 from ttsi_jax.batching.memory import adapter_size
-from ttsi_jax.batching.waves import PREFILL_ROWS, Shape
+from ttsi_jax.batching.waves import Shape, prefill_rows
 from ttsi_jax.config import find_parts
 from ttsi_jax.errors import InputError
 from ttsi_jax.loop import run
@@ -78,7 +78,7 @@ def test_on_a_mesh_a_device_has_the_prefixes_of_all_parts_while_a_wave_is_put_to
     def largest(parts: int, kept: float) -> float:
         return budget.moments(base._replace(parts=parts), run_config, PARTS, SIZES.shape, rows, kept).others
 
-    assert largest(9, 0) - largest(8, 0) == (rows + PREFILL_ROWS) * prefix
+    assert largest(9, 0) - largest(8, 0) == (rows + prefill_rows(rows)) * prefix
     assert largest(8, 0) - largest(8, rows * prefix) == rows * prefix, "kept ones are counted as such"
 
 

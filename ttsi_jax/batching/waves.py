@@ -33,7 +33,7 @@ from ttsi_jax.scaling.mesh import Layout, device_bytes, mesh_of
 
 Ids = tuple[int, ...]
 ANSWER_SIZES = 64  # smallest bucket of the trained tokens
-PREFILL_ROWS = 4  # prefixes that a part of the devices computes at a time
+PREFILL_ROWS = 4  # most prefixes that a part of the devices computes at a time
 PREFIX_MEMORY = 1.5  # GiB, most that the kept caches of prefixes take
 
 
@@ -151,7 +151,8 @@ class Waves:
         Each distinct prefix is computed once while it stays in memory. The parts of a mesh compute different ones, and
         all of them keep what each has computed: an input may come back in any of them.
         """
-        n_rows = PREFILL_ROWS * self.layout.parts
+        own_rows = 1 if rows[0].shape.common else prefill_rows(self.size // self.layout.parts)
+        n_rows = own_rows * self.layout.parts
         known, shape = self._prefixes, rows[0].shape
         keys = [(shape.prefix, row.prefix) for row in rows]
         missing = [key for key in dict.fromkeys(keys) if key not in known]
@@ -402,6 +403,11 @@ def adapt_and_score(
     )  # fmt: skip
     scored = score_wave(config, params, prompts, starts, candidates, past, adapters, scale=scale)
     return adapters, losses, n_losses, scored
+
+
+def prefill_rows(rows: int) -> int:
+    """How many prefixes a part of the devices computes at a time, where a wave has so many rows there."""
+    return min(PREFILL_ROWS, rows)
 
 
 def training_shape(shape: Shape, pairs: Sequence[Sequence[Pair]]) -> tuple[int, int]:

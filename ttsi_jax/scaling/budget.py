@@ -22,7 +22,7 @@ from jax.sharding import AbstractMesh
 from ttsi_jax.adaptation import AdaptConfig
 from ttsi_jax.batching.inputs import Draft, assign_shapes, passes, prepare
 from ttsi_jax.batching.memory import adapter_size, training_bytes
-from ttsi_jax.batching.waves import ANSWER_SIZES, PREFILL_ROWS, PREFIX_MEMORY, Shape, bucket
+from ttsi_jax.batching.waves import ANSWER_SIZES, PREFIX_MEMORY, Shape, bucket, prefill_rows
 from ttsi_jax.checkpoints import LanguageModel
 from ttsi_jax.config import Parts, RunConfig
 from ttsi_jax.errors import InputError
@@ -272,7 +272,7 @@ def moments(base: Base, config: RunConfig, parts: Parts, shape: Shape, rows: int
     lanes = rows * sum(own + cache_bytes(base, n_decoded) for own in kinds)
     arrays = Takes(base.weights, kept, prompts, lanes, 0, 0)
     more = max(0, base.parts * rows * own_prefix - kept)  # while a wave is put together, all of its prefixes are there
-    gathering = rows * own_prefix + more + (1 + base.parts) * PREFILL_ROWS * prefix + of.prefill
+    gathering = rows * own_prefix + more + (1 + base.parts) * prefill_rows(rows) * prefix + of.prefill
     watched = shape._replace(candidates=1, name=ANSWER_SIZES, suffix=sizes.sequence)  # a pair that is not trained on
     held_out = temporaries(base, settings, 0, sizes._replace(shape=watched)) if config.synthesis.held_out else of
     kl = 4 * scores * shape.suffix if "kl" in (*settings.accept, *settings.measure) else 0  # of one row's logits
@@ -320,7 +320,7 @@ def temporaries(
     through_loop = 8 * adapter_size(base.config, settings.lora) + state + 2 * own_past if base.on_cpu else own_past
     keeps = partial(training_bytes, base.config, settings, length, n_past, sizes.trained, n_sequences)
     return Temporaries(
-        prefill=PREFILL_ROWS * read(shape.prefix, 0),
+        prefill=prefill_rows(rows) * read(shape.prefix, 0),
         score=rows * read(shape.suffix + n_names, shape.prefix),
         decode=rows * (20 * base.config.vocab_size + 6 * base.config.n_heads * seen + cache_bytes(base, sizes.decoded)),
         training=base.copied + base.gathered + rows * through_loop,

@@ -16,7 +16,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ttsi_jax.adaptation import AdaptConfig, init_wave
 from ttsi_jax.answering import BOOLEAN
 from ttsi_jax.batching.memory import training_chunk
-from ttsi_jax.batching.waves import PREFILL_ROWS, Shape, adapt_and_score
+from ttsi_jax.batching.waves import Shape, adapt_and_score, prefill_rows
 from ttsi_jax.model.config import DecoderConfig
 from ttsi_jax.model.decoder import Params, Tokens, abstract_params
 from ttsi_jax.model.generation import Arrivals, Rows, Sampling, Script, SlotTables, decode_wave, nothing_decoding
@@ -96,7 +96,8 @@ def run_programs(
         mesh: that the wave is divided over.
     """
     wave, shape, layout = sizes.wave, sizes.shape, Layout(config, mesh)
-    n_prefixes, own_rows = PREFILL_ROWS * layout.parts, wave // layout.parts
+    own_rows = wave // layout.parts
+    n_prefixes = prefill_rows(own_rows) * layout.parts
     params = abstract_params(config, dtype)
     found = {"prefill": Program(prefill_wave, (config, params, _ints(n_prefixes, shape.prefix), _ints(n_prefixes)), {})}
     prefixes = jax.tree.map(lambda x: _array((wave, *x.shape[1:]), x.dtype), found["prefill"].result())
