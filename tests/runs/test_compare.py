@@ -119,7 +119,7 @@ def test_seeds_are_grouped_and_pooled():
     assert [(one.before, one.after) for one in found.contrasts] == [("base", "2"), ("1", "2")]
     assert found.contrasts[0].inputs == 119  # one failed
     gain = found.groups[1].gate.gain
-    assert gain.of == 238 and found.groups[0].gate.gain is None
+    assert gain.records == found.groups[1].gate.calibration.records == 238 and found.groups[0].gate.gain is None
     assert found.groups[1].gate.errors["call"].inputs == 119
 
 
@@ -127,7 +127,7 @@ def test_the_gate_of_made_up_runs_is_good_and_calibrated_as_made():
     gate = compare({"a": run(400)}).groups[0].gate
     assert gate.errors["call"].auroc.low > 0.55
     assert gate.errors["call"].augrc < gate.errors["call"].error_rate / 2
-    assert gate.calibration.bins.size.sum() == gate.calibration.inputs
+    assert gate.calibration.bins.size.sum() == gate.calibration.records
     assert gate.gain.gate.y[-1] == pytest.approx(gate.gain.oracle.y[-1])
     assert gate.gain.oracle.y.max() >= gate.gain.gate.y.max()
 

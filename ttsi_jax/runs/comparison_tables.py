@@ -149,12 +149,13 @@ def gate(comparison: Comparison) -> Rows:
         calibration, gain = (group.gate.calibration, group.gate.gain) if group.gate else (None, None)
         if calibration or gain:
             calibrated = (_number(calibration.error, 3), _number(calibration.brier, 3)) if calibration else ("–", "–")
-            gained = (_interval(gain.auroc, decimals=2), f"{gain.adapted} of {gain.of}") if gain else ("–", "–")
+            gained = (_interval(gain.auroc, decimals=2), f"{gain.adapted} of {gain.records}") if gain else ("–", "–")
             rows.append((str(group.group.number), *calibrated, *gained))
-    headings = ("run", "calibration error", "Brier", "gain-AUROC", "known from")
+    headings = ("run", "calibration error", "Brier", "gain-AUROC", "records adapted")
     note = (
         "Calibration of the highest probability, in 10 bins of equal mass. gain-AUROC: are the inputs that adapting "
-        "helps the uncertain ones? 0.5 is chance; only inputs that adapted can tell."
+        "helps the uncertain ones? 0.5 is chance; only inputs that adapted can tell. "
+        "records: an input has one for each seed."
     )
     return Rows(headings, rows, "Gate: calibration and gain", note)
 

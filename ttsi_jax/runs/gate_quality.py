@@ -21,7 +21,7 @@ class Curve(NamedTuple):
 
 
 class Bins(NamedTuple):
-    """A reliability diagram: per bin the mean confidence, the share that is right, and the number of inputs."""
+    """A reliability diagram: per bin the mean confidence, the share that is right, and how many there are."""
 
     confidence: Array
     accuracy: Array

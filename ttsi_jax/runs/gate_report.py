@@ -27,9 +27,9 @@ class ErrorDetection(NamedTuple):
 
 
 class Calibration(NamedTuple):
-    """How the highest probability agrees with how often its candidate is right."""
+    """How the highest probability agrees with how often its candidate is right; bins hold records."""
 
-    inputs: int
+    records: int
     error: float  # expected calibration error
     brier: float
     bins: Bins
@@ -38,12 +38,12 @@ class Calibration(NamedTuple):
 class Gain(NamedTuple):
     """Whether the uncertain inputs are those that adapting helps, in call correctness.
 
-    Curves are accuracies over the share of inputs that adapt, chosen by the gate, by an oracle, and at random. They end
-    at the share of inputs whose outcome is known because they did adapt; a run that adapts all shows all of it.
+    Curves are accuracies over the share of records that adapt, chosen by the gate, by an oracle, and at random. They
+    end at the share whose outcome is known because they did adapt; a run that adapts all shows all of it.
     """
 
-    adapted: int
-    of: int
+    adapted: int  # records
+    records: int
     auroc: Interval
     gate: Curve
     oracle: Curve
@@ -52,7 +52,7 @@ class Gain(NamedTuple):
 
 
 class GateReport(NamedTuple):
-    """`errors` by metric; a part is None where no input has what it needs."""
+    """`errors` by metric; a part is None where no input has what it needs. An input has a record for each seed."""
 
     errors: dict[str, ErrorDetection]
     calibration: Calibration | None

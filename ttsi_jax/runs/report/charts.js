@@ -67,7 +67,7 @@ function gateCharts(gate) {
         { name: "calibrated", points: [[0, 0], [1, 1]], style: "reference" },
         {
           name: "measured", points: confidence.map((x, i) => [x, accuracy[i]]), style: "series-call",
-          dots: size.map((n, i) => `${n} inputs, ${percent(accuracy[i])} right`),
+          dots: size.map((n, i) => `${n} records, ${percent(accuracy[i])} right`),
         },
       ],
     }));
