@@ -194,6 +194,17 @@ def test_only_a_pairs_own_answer_is_learned_in_part():
     np.testing.assert_array_equal(batch.samples.weights[0, 0], np.arange(len(own)) < 2)
 
 
+def test_the_loss_on_a_pair_is_that_of_its_learned_tokens():
+    """Where those are the first ones, it is the loss on an answer that ends there."""
+    answers = [ENCODER.fragment(text) for text in ("hello world", "hello")]
+    pairs = [Pair(row.suffix, answer) for row, answer in zip(ROWS, answers, strict=False)]
+    learned = [pair._replace(learned=tuple(index < 3 for index in range(len(pair.answer)))) for pair in pairs]
+    begun = [pair._replace(answer=pair.answer[:3]) for pair in pairs]
+    whole, own, expected = (waves().losses(ROWS[:2], some) for some in (pairs, learned, begun))
+    np.testing.assert_allclose(own, expected, rtol=1e-5)
+    assert np.abs(np.subtract(own, whole)).min() > 1e-3
+
+
 def test_more_rows_than_lanes_say_what_each_says_alone():
     """Short and long ones of two waves, through lanes that are refilled."""
     kept = waves()

@@ -227,14 +227,16 @@ class Waves:
         return found, [Prompt(read, index, row.key) for index, row in enumerate(rows)]
 
     def losses(self, rows: Sequence[Row], pairs: Sequence[Pair], adapted: Adapted | None = None) -> list[float]:
-        """The loss on one pair of each row's input, in nats per token of its answer; no adapter is trained."""
+        """The loss on one pair of each row's input, in nats per learned token of its answer; no adapter is trained."""
         shape = pair_shape(rows[0].shape, pairs)
         places = [
             row._replace(suffix=pair.prompt, start=len(pair.prompt), shape=shape)
             for row, pair in zip(rows, pairs, strict=True)
         ]
-        found, _ = self.score(places, [[pair.answer] for pair in pairs], adapted)
-        return [-float(own[0]) / len(pair.answer) for own, pair in zip(found, pairs, strict=True)]
+        _, prompts = self.score(places, [[pair.answer] for pair in pairs], adapted)
+        by_token = self.layout.read(prompts[0].read.token_log_likelihoods)
+        found = [own[0, : len(pair.answer)] for own, pair in zip(by_token, pairs, strict=False)]
+        return [-float(np.average(own, weights=pair.learned or None)) for own, pair in zip(found, pairs, strict=True)]
 
     def prompt_kl(self, rows: Sequence[Row], adapted: Adapted) -> list[float]:
         """How far the adapters move each row's prompt: KL(adapted || theta_0), nats per token after the prefix."""
