@@ -48,8 +48,8 @@ class AdaptConfig:
         reset: `example`: every input starts from theta_0 (the paper). `never`: from the adapter of the input that
           adapted before it, in the task's order, which ties inputs together on purpose; needs wave 1.
         accept: conditions that must all hold for an adapted answer to replace the base's: `sibling` (needs
-          --synthesis.held-out), `valid`, `margin`, `kl`, `seeds` (see docs/quality.md); by default every adapted answer
-          does.
+          --synthesis.held-out), `repairs`, `valid`, `sound`, `margin`, `kl`, `seeds` (see docs/quality.md); by default
+          every adapted answer does.
         measure: evidence to record that costs something and that no accepted condition asks for: `kl`, `seeds`.
         stop_below: an input's training stops when the loss on all its pairs was below this.
         stop_rising: it stops before a step after which the loss on the held-out pair would be higher (needs

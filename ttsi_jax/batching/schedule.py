@@ -23,8 +23,8 @@ from ttsi_jax.runs.record import Record
 
 
 class Score(NamedTuple):
-    """Read a prompt with the base; gives the continuations' log-likelihoods token by token [N, C] float32 (0 after
-    their ends), and a `Prompt`."""
+    """Read a prompt with the base; gives the continuations' log-likelihoods, sums over their tokens [N] float32, and a
+    `Prompt`."""
 
     draft: Draft
     stage: str

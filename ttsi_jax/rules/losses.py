@@ -32,16 +32,14 @@ def kl_anchored(
     """
     del key
     log_p = _log_probs(forward, adapter, batch)
-    anchor = _log_probs(forward, None, batch)
-    kl = _mean(jnp.sum(jnp.exp(log_p) * (log_p - anchor), axis=-1), batch.weights)
+    kl = _kl(log_p, _log_probs(forward, None, batch), batch.weights)
     cross_entropy = -_mean(_at(log_p, batch.labels), batch.weights)
     return cross_entropy + beta * kl, {"cross_entropy": cross_entropy, "kl": kl}
 
 
 def kl_to_theta_0(forward: Forward, adapter: Adapter, batch: Batch) -> Array:
     """Mean KL(adapted || theta_0) of the next token along the answer, a float32 scalar."""
-    log_p, anchor = _log_probs(forward, adapter, batch), _log_probs(forward, None, batch)
-    return _mean(jnp.sum(jnp.exp(log_p) * (log_p - anchor), axis=-1), batch.weights)
+    return _kl(_log_probs(forward, adapter, batch), _log_probs(forward, None, batch), batch.weights)
 
 
 def entropy(forward: Forward, adapter: Adapter, batch: Batch, key: Array) -> tuple[Array, Metrics]:
@@ -109,6 +107,11 @@ def _log_probs(forward: Forward, adapter: Adapter | None, batch: Batch) -> Array
 def _label_log_probs(forward: Forward, adapter: Adapter | None, batch: Batch) -> Array:
     """Log-probabilities of the answer's tokens, [A]."""
     return _at(_log_probs(forward, adapter, batch), batch.labels)
+
+
+def _kl(log_p: Array, anchor: Array, weights: Array) -> Array:
+    """Mean over tokens of KL(p || anchor), from log-probabilities [A, V]."""
+    return _mean(jnp.sum(jnp.exp(log_p) * (log_p - anchor), axis=-1), weights)
 
 
 def _at(log_probs: Array, labels: Array) -> Array:
