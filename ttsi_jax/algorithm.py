@@ -46,7 +46,7 @@ class Algorithm(Writing):
         self.done: Counter[str] = Counter()
         if shared is None:  # where tau is chosen, the answers that it is chosen by are kept
             shared = Shared.between_runs() if config.gate.tau == "auto" else Shared()
-        self.shared = shared.of(config, parts, model, self.n_decoded, self.extras)
+        self.shared = shared.of(config, parts, model, self.extras)
         self.warm: tuple[str, Adapter] | None = None  # where nothing is reset: the last input that adapted, its adapter
 
     def improve(self, draft: Draft) -> Steps:

@@ -78,6 +78,11 @@ class RunConfig:
         return n_pairs * (1 + len(self.synthesis.augment))
 
     @property
+    def n_decoded(self) -> int:
+        """Most tokens that are decoded after a prompt: an answer's or a request's."""
+        return max(self.answer.max_tokens, self.synthesis.max_tokens)
+
+    @property
     def asks_channel(self) -> bool:
         """Whether the noisy channel picks a function for every input (see `Asking.request_likelihoods`)."""
         return "channel" in (self.gate.score, self.answer.judge, self.synthesis.label)

@@ -191,7 +191,7 @@ class Loop:
         if config.adapt.start is not None:
             theta_0 = Adapted(load_start(config.adapt.start, lora, model.config), lora.scale, config.adapt.scope)
         self.algorithm = Algorithm(config, self.parts, self.encoder, model, shared)
-        self.waves = Waves(model, config.wave, self.algorithm.n_decoded, theta_0, prefix_memory)
+        self.waves = Waves(model, config.wave, config.n_decoded, theta_0, prefix_memory)
         self.labelled = labelled(load_run(config.gate.labelled).records) if config.gate.labelled else None
         self.chosen: Chosen | None = None  # tau, where it was not given
         self.keep: Callable[..., None] | None = None

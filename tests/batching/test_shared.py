@@ -26,7 +26,7 @@ def draft():
 
 
 def of(shared, config, **parts):
-    return shared.of(config.with_parts(parts), find_parts(config, parts), MODEL, 8, ())
+    return shared.of(config.with_parts(parts), find_parts(config, parts), MODEL, ())
 
 
 def go_through(shared, part, draft, steps):

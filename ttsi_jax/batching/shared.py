@@ -89,9 +89,7 @@ class Shared:
         stored = in_memory if stored is None else stored
         return Shared({"base": stored, "pairs": stored, "learned": in_memory})
 
-    def of(
-        self, config: RunConfig, parts: Parts, model: LanguageModel, n_decoded: int, extras: tuple[str, ...]
-    ) -> Shared:
+    def of(self, config: RunConfig, parts: Parts, model: LanguageModel, extras: tuple[str, ...]) -> Shared:
         """The same, for a run with these settings and parts."""
         weights = (model.name, model.checksum, storage(model.params))
         start = config.adapt.start and (
@@ -100,7 +98,7 @@ class Shared:
             repr(config.adapt.lora),
         )
         sampled = config.seed if config.answer.samples else None
-        base = (*weights, start, config.wave, n_decoded, repr(config.answer), config.gate.score, sampled)
+        base = (*weights, start, config.wave, config.n_decoded, repr(config.answer), config.gate.score, sampled)
         base = (*base, config.asks_channel)
         if isinstance(parts.estimator, CallEstimator):  # answers are judged where they are given
             base = (*base, config.gate.estimator)

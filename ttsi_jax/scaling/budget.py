@@ -252,10 +252,9 @@ def moments(base: Base, config: RunConfig, parts: Parts, shape: Shape, rows: int
     `kept`: bytes of prefix caches; by default as many as a run with such prefixes keeps.
     """
     settings, whole = config.adapt, config.adapt.scope == "all"
-    n_decoded = max(config.answer.max_tokens, config.synthesis.max_tokens)
     shows = config.method in ("tt-icl", "icl")  # pairs before the request
     read = shape._replace(suffix=bucket((1 + config.synthesis.k) * shape.suffix, shape.suffix)) if shows else shape
-    sizes = Sizes(rows, read, bucket(shape.suffix + ANSWER_SIZES, shape.suffix), ANSWER_SIZES, n_decoded)
+    sizes = Sizes(rows, read, bucket(shape.suffix + ANSWER_SIZES, shape.suffix), ANSWER_SIZES, config.n_decoded)
     state = state_bytes(base.config, settings, parts.rule) if trains(config) else 0
     extras = needed(parts.loss)
     n_sequences = 1 + ("rejected" in extras) + settings.samples * ("samples" in extras)
@@ -269,7 +268,7 @@ def moments(base: Base, config: RunConfig, parts: Parts, shape: Shape, rows: int
     adapted = (cache_bytes(base, shape.prefix + shape.suffix) if whole else row - scores) + scores + adapter
     kinds = [row] * (1 + shows + (config.answer.form == "guided")) + [adapted] * trains(config)  # lanes of their own
     prompts = READ_WAVES * config.answer.orders * rows * (row + adapted * trains(config))
-    lanes = rows * sum(own + cache_bytes(base, n_decoded) for own in kinds)
+    lanes = rows * sum(own + cache_bytes(base, config.n_decoded) for own in kinds)
     arrays = Takes(base.weights, kept, prompts, lanes, 0, 0)
     more = max(0, base.parts * rows * own_prefix - kept)  # while a wave is put together, all of its prefixes are there
     gathering = rows * own_prefix + more + (1 + base.parts) * prefill_rows(rows) * prefix + of.prefill

@@ -32,7 +32,6 @@ class Asking:
         guided = parts.answerer.schema is not None
         self.grammars = Grammars(model.tokenizer, model.config.vocab_size, model.stop_ids) if guided else None
         self.n_opening = len(encoder.fragment(OPENING))
-        self.n_decoded = max(config.answer.max_tokens, config.synthesis.max_tokens)
 
     def read(self, draft: Draft, stage: str, row: Row) -> Wanting:
         """The candidates' log-likelihoods [N] after a row's prompt, and the prompt for decoding."""

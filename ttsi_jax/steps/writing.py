@@ -146,7 +146,7 @@ class Writing(Gating):
         """
         messages = answer_messages(draft.example, pair.asked())
         suffix = self.encoder.suffix(draft.example, messages, draft.prefix, OPENING)
-        room = self.context_length - len(draft.prefix) - self.n_decoded
+        room = self.context_length - len(draft.prefix) - self.config.n_decoded
         if len(suffix) > min(draft.room, room):
             raise InputError("the request is too long")
         return suffix
@@ -238,7 +238,7 @@ class Writing(Gating):
         """The answer prompt after the prefix, with examples before the request. Raises what `training_pair` does."""
         messages = answer_messages(draft.example, shown=shown)
         suffix = self.encoder.suffix(draft.example, messages, draft.prefix, OPENING)
-        if len(draft.prefix) + len(suffix) + self.n_decoded > self.context_length:
+        if len(draft.prefix) + len(suffix) + self.config.n_decoded > self.context_length:
             raise InputError(NO_ROOM)
         return suffix
 
