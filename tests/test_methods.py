@@ -310,6 +310,11 @@ def test_pairs_from_a_file(tmp_path):
         ("tt-si", {"file": "x"}, "--synthesis.source self takes no --synthesis.file"),
         ("tt-d", {"source": "recorded", "file": "nowhere"}, "nowhere"),
         ("tt-d", {}, "a teacher needs --teacher.url"),
+        (
+            "icl",
+            {"file": "x", "checks": ("schema", "round-trip")},
+            "--synthesis.checks round-trip: the model is asked with the input's functions",
+        ),
     ],
 )
 def test_methods_and_sources_must_agree(method, changes, message):

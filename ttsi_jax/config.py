@@ -249,6 +249,9 @@ def check(config: RunConfig) -> None:
     if isinstance(config.gate.tau, str) and config.gate.tau != "auto" or config.gate.tau != config.gate.tau:
         raise InputError("--gate.tau is not a number")
     check_sources(config.method, config.source, config.synthesis)
+    if config.source == "training" and (asking := {"round-trip", "agreement"} & {*synthesis.checks}):
+        what = f"--synthesis.checks {' '.join(sorted(asking))}"
+        raise InputError(f"{what}: the model is asked with the input's functions, a training file's pairs have others")
     trains = {"--adapt.accept": adapt.accept, "--synthesis.augment": synthesis.augment, "--adapt.divide": adapt.divide}
     trains["--synthesis.skip-values"] = synthesis.skip_values
     if config.method in ("tt-icl", "icl") and (option := next((name for name in trains if trains[name]), None)):
