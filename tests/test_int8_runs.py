@@ -8,6 +8,7 @@ import pytest
 from model.tiny import dense, in_int8
 from tiny_runs import EXAMPLES, settings, task_of, tiny_model
 from ttsi_jax.batching.shared import Shared
+from ttsi_jax.config import find_parts
 from ttsi_jax.errors import InputError
 from ttsi_jax.loop import run
 
@@ -34,6 +35,7 @@ def test_runs_whose_bases_are_kept_otherwise_are_told_apart(tmp_path):
     for other in (PER_GROUP, FLOAT):
         with pytest.raises(InputError, match="dtype"):
             run(other, TASK, config, out=tmp_path)
-    keys = {Shared.between_runs().of(config, model, 8, ()).keys for model in (FLOAT, PER_CHANNEL, PER_GROUP)}
+    parts = find_parts(config, {})
+    keys = {Shared.between_runs().of(config, parts, model, ()).keys for model in (FLOAT, PER_CHANNEL, PER_GROUP)}
     assert len(keys) == 3
-    assert Shared.between_runs().of(replace(config, seed=0), PER_GROUP, 8, ()).keys in keys
+    assert Shared.between_runs().of(replace(config, seed=0), parts, PER_GROUP, ()).keys in keys
