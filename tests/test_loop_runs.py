@@ -93,6 +93,9 @@ def test_a_run_is_kept(tmp_path, gated):
     environment = json.loads((path / "environment.json").read_text())
     assert (environment["seed"], environment["weights"]) == (config.seed, weights)
     assert {"python", "versions", "jax", "revision"} < environment.keys()
+    (path / "environment.json").write_text("{}")
+    assert run(MODEL, TASK, config, out=path).records == found
+    assert (path / "environment.json").read_text() == "{}", "a finished run keeps that of its making"
 
 
 @pytest.mark.parametrize("share", [0.0, 0.3, 0.5, 0.8, 0.95])

@@ -247,6 +247,20 @@ def test_each_distinct_prefix_is_computed_once(prefills):
     assert prefills == [lengths]
 
 
+def test_no_more_prefixes_are_computed_at_a_time_than_there_are_rows(monkeypatch):
+    found, prefill = [], module.prefill_wave
+
+    def noted(config, params, ids, lengths):
+        found.append(len(ids))
+        return prefill(config, params, ids, lengths)
+
+    monkeypatch.setattr(module, "prefill_wave", noted)
+    common = [row._replace(shape=row.shape._replace(common=row.prefix)) for row in ROWS[:2]]
+    for size, rows in ((1, ROWS[:1]), (2, ROWS[:1]), (8, ROWS[:1]), (8, common)):
+        Waves(MODEL, size, 4).score(rows, NAMES[: len(rows)])
+    assert found == [1, 2, module.PREFILL_ROWS, 1]
+
+
 def test_a_prefix_in_another_bucket_is_another_one():
     """As a rotation of one input's functions may be the prefix of another."""
     kept, other = waves(), ROWS[2].shape

@@ -4,7 +4,9 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -49,6 +51,16 @@ def test_a_device_that_is_not_there_is_named(script):
     said = ended.stdout + ended.stderr
     assert ended.returncode == 2 and "error: --platform nowhere: JAX finds no such device\n" in said
     assert "Traceback" not in said
+
+
+def test_sides_on_different_devices_are_not_timed_together(monkeypatch):
+    with_cuda = SimpleNamespace(cuda=SimpleNamespace(is_available=lambda: True))
+    monkeypatch.setitem(sys.modules, "torch", with_cuda)
+    options = bench_vs_pytorch.VsPyTorch()
+    with pytest.raises(InputError, match="JAX runs on cpu, PyTorch on cuda: time each with --side"):
+        bench_vs_pytorch.torch_device(options)
+    assert bench_vs_pytorch.torch_device(replace(options, side="torch")) == "cuda"
+    assert bench_vs_pytorch.torch_device(replace(options, platform="cpu")) == "cpu"
 
 
 def test_a_model_that_is_not_there_is_told(monkeypatch, capsys):
