@@ -143,9 +143,7 @@ def run(
             return loop.result(list(loop.records(task, others)), own)
         with open_run(out, described | config.to_dict()) as directory:
             own_run = {"seed": config.seed, "weights": weights, "mesh": layout.shape, "memory": takes}
-            if {
-                example.id for example in own.examples
-            } - directory.finished.keys():  # else it was made elsewhere
+            if {example.id for example in own.examples} - directory.finished.keys():  # else it was made elsewhere
                 directory.write(ENVIRONMENT, environment() | own_run)
             directory.write_once(FUNCTIONS, listed(task))
             if shard is not None:
