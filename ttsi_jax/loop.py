@@ -129,6 +129,8 @@ def run(
                 described |= {"trained_on": loop.trained_on.n_examples}
             if n_seen := sum(fingerprint_of(one) in loop.trained_on.fingerprints for one in task.usable):
                 described |= {"upper_bound": f"trained on the labels of {n_seen} of its inputs"}
+        if config.synthesis.label == "gold" and config.method != "base":
+            described |= {"upper_bound": "pairs are written for the function of each input's label"}
         if out is not None and config.adapt.reset == "never" and not config.adapt.save:
             raise InputError("a run with --adapt.reset never can only be resumed with its adapters: add --adapt.save")
         if loop.labelled:

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tiny_runs import ADD, EXAMPLES, GREET, PING, example, settings, tiny_model
-from ttsi_jax.batching.inputs import Draft, assign_shapes, example_key, length_buckets, passes, prepare
+from ttsi_jax.batching.inputs import Draft, assign_shapes, example_key, length_buckets, nameable, passes, prepare
 from ttsi_jax.batching.schedule import Adapt
 from ttsi_jax.batching.waves import Pair
 from ttsi_jax.runs.record import Record
@@ -50,6 +50,17 @@ def test_an_input_is_tokenised_for_every_phase():
     texts = [ENCODER.tokenizer.decode(request) for request in named.requests]
     assert ["The function is add." in texts[0], "The function is greet." in texts[1]] == [True, True]
     assert named.room >= max(map(len, named.requests)) and named.prefix == one.prefix
+    gold = draft(synthesis=replace(settings().synthesis, label="gold"))
+    assert gold.requests == named.requests[:1]
+
+
+def test_labels_name_a_function_only_where_there_is_one():
+    one, unlabelled, irrelevant = EXAMPLES[0], EXAMPLES[3], EXAMPLES[4]
+    assert nameable(one, "scoring") == () and nameable(one, "channel") == one.tools
+    assert [tool.name for tool in nameable(one, "gold")] == ["add"]
+    assert nameable(unlabelled, "gold") == nameable(irrelevant, "gold") == ()
+    both = replace(one, gold=(GoldCall("add", {}), GoldCall("greet", {})))
+    assert nameable(both, "gold") == () == nameable(replace(one, tools=one.tools[1:]), "gold")
 
 
 def test_shapes_hold_every_input_of_their_bucket():

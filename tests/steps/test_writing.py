@@ -1,5 +1,6 @@
 """Training sequences: what of a pair is learned."""
 
+import json
 from dataclasses import replace
 
 import jax
@@ -7,13 +8,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tiny_runs import EXAMPLES, settings, task_of, tiny_model
+from tiny_runs import EXAMPLES, TASK, settings, task_of, tiny_model
 from ttsi_jax.config import check
 from ttsi_jax.errors import InputError
 from ttsi_jax.loop import run
 from ttsi_jax.model.decoder import Tokens, forward, logits
 from ttsi_jax.quality.confidence import call_tokens
-from ttsi_jax.steps.writing import CUT, skipping
+from ttsi_jax.runs.groups import load_runs, notes
+from ttsi_jax.steps.writing import CUT, NO_GOLD, skipping
 from ttsi_jax.synthesis import Synthetic
 from ttsi_jax.tasks import Call
 from ttsi_jax.tasks.prompts import PromptEncoder, answer_messages
@@ -83,3 +85,19 @@ def test_a_cut_value_is_no_reason_where_it_is_skipped():
 def test_a_method_that_trains_nothing_skips_nothing():
     with pytest.raises(InputError, match="--synthesis.skip-values is about what is trained"):
         check(settings(method="tt-icl", synthesis=SKIPS))
+
+
+def test_labels_by_the_input_s_own_label_are_an_upper_bound_and_say_so(tmp_path):
+    """The right function is the label, whichever function the request is about; inputs without one are left alone."""
+    request = lambda one, attempt: Synthetic(f"{one.query} {attempt}", ())  # noqa: E731
+    config = settings(synthesis=replace(SKIPS, label="gold", checks=("schema",), tries=1))
+    found, summary = run(MODEL, TASK, config, out=tmp_path / "run", synthesizer=request)
+    for record, one in zip(found, TASK.examples, strict=True):
+        right = {call.name for call in one.gold or ()}
+        labels = {call["name"] for pair in record.synthetic for call in pair["calls"]}
+        assert labels <= right and record.seen == any(pair["accepted"] for pair in record.synthetic)
+        assert right or record.reason == NO_GOLD
+    assert summary["seen"] == sum(record.seen for record in found) > 0
+    kept = json.loads((tmp_path / "run/config.json").read_text())
+    assert kept["upper_bound"] == "pairs are written for the function of each input's label"
+    assert any("upper bound" in note for note in notes(load_runs([tmp_path / "run"])))

@@ -138,8 +138,8 @@ def prepare(
         requests = (answer,)
         if isinstance(synthesizer, Synthesizer):
             instruction, opening = synthesizer.prompt(example)
-            named = config.synthesis.label == "channel"
-            instructions = [naming(instruction, tool) for tool in example.tools] if named else [instruction]
+            named = nameable(example, config.synthesis.label)
+            instructions = [naming(instruction, tool) for tool in named] or [instruction]
             messages = [synthesis_messages(example, one) for one in instructions]
             requests = tuple(encoder.suffix(example, own, prefix, opening) for own in messages)
         asks = config.asks_channel or "channel" in config.synthesis.checks
@@ -161,6 +161,14 @@ def prepare(
         return replace(record, error=error)
     key = example_key(config.seed, example.id)
     return Draft(example, prefix, answer, opened, requests, names, room, key, record, orders)
+
+
+def nameable(example: Example, label: str) -> tuple[Tool, ...]:
+    """The functions that pairs may be written for by name, under the setting `synthesis.label`; none: those that the
+    model thinks of, or no function of the input is the one of its label."""
+    gold = {call.name for call in example.gold or ()}
+    chosen = {"scoring": (), "channel": example.tools, "gold": [one for one in example.tools if gold == {one.name}]}
+    return tuple(chosen[label])
 
 
 def longest_of_channel(example: Example, encoder: PromptEncoder) -> int:

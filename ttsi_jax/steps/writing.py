@@ -9,7 +9,7 @@ from functools import partial
 import numpy as np
 
 from ttsi_jax.answering import KEYS, LINE, TEXT, Answerer, Slot, call_ids, read_calls
-from ttsi_jax.batching.inputs import CHECKING, SAMPLES, SYNTHESIS, Draft
+from ttsi_jax.batching.inputs import CHECKING, SAMPLES, SYNTHESIS, Draft, nameable
 from ttsi_jax.batching.lanes import Work
 from ttsi_jax.batching.schedule import Ask, Together, Wanting
 from ttsi_jax.batching.waves import Ids, Pair
@@ -32,6 +32,7 @@ from ttsi_jax.tasks.prompts import OPENING, PromptEncoder, answer_messages
 
 NO_ROOM = "the pair does not fit the model's context"
 CUT = "a value was cut"
+NO_GOLD = "no function of the input is the one of its label"
 
 
 class Writing(Gating):
@@ -62,9 +63,13 @@ class Writing(Gating):
         if not draft.pairs:
             last = draft.record.synthetic[-1]["reason"]
             draft.note(reason=last if ended else f"no usable pair in {n_written} tries")
+        elif settings.label == "gold":
+            draft.note(seen=True)
 
     def attempt(self, draft: Draft, number: int) -> Wanting:
         """One pair, labelled and checked; every attempt has its own random numbers."""
+        if self.config.synthesis.label == "gold" and self.named(draft) is None:
+            return Synthetic("", (), NO_GOLD, last=True)
         pair = yield from self.write(draft, number)
         if not pair.calls and "copy" in self.config.synthesis.checks:
             pair = examine(pair, self.evidence(draft, pair), ["copy"])  # a copy needs no label
@@ -99,13 +104,18 @@ class Writing(Gating):
 
     def request(self, draft: Draft) -> Ids:
         """The prompt to write a pair, for the function that is named in it where one is."""
-        named = self.config.synthesis.label == "channel"
-        return draft.requests[draft.example.tools.index(self.likeliest(draft)) if named else 0]
+        named = nameable(draft.example, self.config.synthesis.label)
+        return draft.requests[named.index(self.named(draft)) if named else 0]
+
+    def named(self, draft: Draft) -> Tool | None:
+        """The function that pairs are written for and labelled with; None: the one that scoring picks for each."""
+        named = nameable(draft.example, self.config.synthesis.label)
+        return self.likeliest(draft) if len(named) > 1 else next(iter(named), None)
 
     def label(self, draft: Draft, pair: Synthetic) -> Wanting:
         """The pair with the call that the model answers its request with: guided, where answers are; else the function
         that its scoring picks, or the one that was named, and each value decoded after its key."""
-        tool = self.likeliest(draft) if self.config.synthesis.label == "channel" else None
+        tool = self.named(draft)
         answerer = KEYS if tool or self.parts.answerer.schema is None else self.parts.answerer
         try:
             text, cut, _ = yield from self.reply(draft, pair, answerer, SYNTHESIS, tool=tool)

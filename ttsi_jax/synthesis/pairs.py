@@ -32,7 +32,8 @@ class SynthesisConfig:
           (from 0) to a `Synthetic`, which may take its pairs from anywhere.
         label: the function that a written request is labelled with (form `request`): `scoring`: the one that the
           candidates' scores pick for it, as in answering; `channel`: the one that makes the input's own request
-          likeliest, which is named to the model before it writes.
+          likeliest, which is named to the model before it writes; `gold`: in the same way the one of the input's label,
+          as an upper bound (records say `seen`).
         tries: attempts per wanted pair, or rounds of candidates, before an input keeps its base answer.
         candidates: pairs that are written side by side, of which the best are kept, by the likelihood of their calls
           and by how unlike each other they are; 1 takes the first good ones.
@@ -56,7 +57,7 @@ class SynthesisConfig:
     file: str | None = None
     choose: Literal["nearest", "random"] = "nearest"
     form: str = "auto"
-    label: Literal["scoring", "channel"] = "scoring"
+    label: Literal["scoring", "channel", "gold"] = "scoring"
     tries: int = 3
     candidates: int = 1
     diversity: float = 0.3
