@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
 from tiny_runs import ADD, EXAMPLES, GREET, ORDER, PING, TASK, example, settings, task_of, tiny_model
@@ -72,6 +73,19 @@ def test_a_request_of_any_words_is_labelled_by_a_guided_call():
         if pair["calls"]
     ]
     assert labelled and all(valid(pair["calls"][0], tools) for pair, tools in labelled)
+
+
+@pytest.mark.parametrize("form", ["request", "pair"])
+def test_a_named_function_is_the_only_one_that_a_guided_pair_may_call(form):
+    pytest.importorskip("llguidance")
+    config = replace(GUIDED, synthesis=replace(GUIDED.synthesis, form=form, label="channel", checks=("schema",)))
+    labels = 0
+    for record, one in zip(run(MODEL, TASK, config).records, EXAMPLES, strict=True):
+        likeliest = one.tools[int(np.argmax(record.channel))]
+        for pair in record.synthetic:
+            assert all(valid(call, [likeliest]) for call in pair["calls"])
+            labels += len(one.tools) > 1 and len(pair["calls"])
+    assert labels
 
 
 def test_an_input_whose_calls_are_longer_than_the_limit_is_named():

@@ -88,20 +88,27 @@ class Asking:
         """A prompt that ends with an answer's opening; the answer starts before that where the model writes it."""
         return draft.row(suffix, *purpose, start=len(suffix) - (0 if answerer.opened else self.n_opening))
 
-    def guide(self, draft: Draft, part: Answerer | Synthesizer, limit: int) -> Guide | None:
-        """Through what the model may write, of at most `limit` tokens; None: anything. Raises InputError where no call
-        of the input's functions is so short."""
+    def guide(self, draft: Draft, part: Answerer | Synthesizer, limit: int, tools: Sequence[Tool] = ()) -> Guide | None:
+        """Through what the model may write about these functions (by default the input's), of at most `limit` tokens;
+        None: anything. Raises InputError where no call of them is so short."""
         if self.grammars is None or part.schema is None:
             return None
-        return self.grammars.guide(part.schema(draft.example.tools), limit)
+        return self.grammars.guide(part.schema(tools or draft.example.tools), limit)
 
     def fill_in(
-        self, answerer: Answerer, draft: Draft, prompt: Prompt, tool: Tool, stage: str, sampling: Sampling = GREEDY
+        self,
+        answerer: Answerer,
+        draft: Draft,
+        prompt: Prompt,
+        tool: Tool,
+        stage: str,
+        sampling: Sampling = GREEDY,
+        among: Sequence[Tool] = (),
     ) -> Wanting:
-        """The answer with this tool (None where a logit was not finite), and whether a part of it was cut. Raises what
-        `guide` does."""
+        """The answer with this tool (None where a logit was not finite), and whether a part of it was cut; a guided one
+        calls any `among` these functions (by default the input's). Raises what `guide` does."""
         script = answerer.script(self.encoder, tool, self.config.answer)
-        guide = self.guide(draft, answerer, self.config.answer.max_tokens)
+        guide = self.guide(draft, answerer, self.config.answer.max_tokens, among)
         said = yield from self.decode(draft, stage, Work(prompt, script, sampling, guide=guide))
         return answerer.text(tool, said.texts) if said.finite else None, said.cut
 

@@ -88,7 +88,7 @@ class Writing(Gating):
         if synthesizer.line:
             slot = Slot(LINE, limit=settings.max_tokens)
         try:
-            guide = self.guide(draft, synthesizer, slot.limit)
+            guide = self.guide(draft, synthesizer, slot.limit, [*filter(None, [self.named(draft)])])
         except InputError as error:
             return Synthetic("", (), str(error))
         _, prompt = yield from self.read(draft, "synthesize", draft.row(self.request(draft), SYNTHESIS, attempt))
@@ -113,12 +113,11 @@ class Writing(Gating):
         return self.likeliest(draft) if len(named) > 1 else next(iter(named), None)
 
     def label(self, draft: Draft, pair: Synthetic) -> Wanting:
-        """The pair with the call that the model answers its request with: guided, where answers are; else the function
-        that its scoring picks, or the one that was named, and each value decoded after its key."""
-        tool = self.named(draft)
-        answerer = KEYS if tool or self.parts.answerer.schema is None else self.parts.answerer
+        """The pair with the call that the model answers its request with, of the function that was named where one was:
+        guided, where answers are; else the function that its scoring picks, and each value decoded after its key."""
+        answerer = KEYS if self.parts.answerer.schema is None else self.parts.answerer
         try:
-            text, cut, _ = yield from self.reply(draft, pair, answerer, SYNTHESIS, tool=tool)
+            text, cut, _ = yield from self.reply(draft, pair, answerer, SYNTHESIS, tool=self.named(draft))
         except InputError as error:
             return pair._replace(reason=str(error))
         reason = NOT_FINITE if text is None else CUT if cut else None
@@ -134,16 +133,16 @@ class Writing(Gating):
         n_samples: int = 0,
     ) -> Wanting:
         """The model's own answer to a new request (None where a score or logit was not finite), whether a part of it
-        was cut, and sampled answers. `tool`: its function, where scoring does not pick one. Raises what `label_prompt`
-        does."""
+        was cut, and sampled answers. `tool`: its function, where the model does not choose one. Raises what
+        `label_prompt` and `guide` do."""
         row = self.opened_row(draft, self.label_prompt(draft, pair), answerer, *purpose)
         log_likelihoods, prompt = yield from self.read(draft, "synthesize", row)
         if tool is None and self.config.gate.score == "channel":  # of this request, not of the input's own
             scores = yield from self.request_likelihoods(draft, pair.query, "synthesize")
         else:
             scores = self.scores(draft, log_likelihoods)
-        tool = tool or draft.tool(draft.best(scores))
-        text, cut = yield from self.fill_in(answerer, draft, prompt, tool, "synthesize")
+        among, tool = [tool] if tool else [], tool or draft.tool(draft.best(scores))
+        text, cut = yield from self.fill_in(answerer, draft, prompt, tool, "synthesize", among=among)
         samplings = self.samplings(n_samples)
         samples = yield from self.fill_in_all(answerer, draft, prompt, tool, "synthesize", samplings)
         return text if np.all(np.isfinite(log_likelihoods)) else None, cut, samples
