@@ -185,6 +185,25 @@ def test_cells_in_the_scope_all_share_what_does_not_depend_on_training(arguments
         assert own.log_likelihoods == pytest.approx(alone.log_likelihoods, abs=1e-4)
 
 
+def test_a_teachers_cells_answer_with_the_base_of_all_others(arguments, monkeypatch):
+    done, answer = Counter(), Algorithm.answer_with_base
+
+    def noted(self, draft):
+        done[draft.example.id] += 1
+        return answer(self, draft)
+
+    monkeypatch.setattr(Algorithm, "answer_with_base", noted)
+    arguments = [*arguments, "--synthesis.max-tokens", "1"]  # so that it is the prompt to write that is the longest
+    call = {"name": "add", "arguments": {"a": 1, "b": 2}}
+    pairs = [json.dumps({"id": one.id, "query": "Sum of 1 and 2?", "calls": [call]}) for one in EXAMPLES[:2]]
+    Path("pairs.jsonl").write_text("\n".join(pairs))
+    taught = ["--method", "tt-d", "--synthesis.source", "recorded", "--synthesis.file", "pairs.jsonl"]
+    assert sweep.main(["out", *arguments, "--", "--method", "base", "tt-si", "--", *taught]) == 0
+    assert done == Counter(one.id for one in EXAMPLES[:3])
+    [cell] = Path("out").glob("*.tt-d.*")
+    assert [record.adapted for record in load_run(cell).records] == [True, True, False]
+
+
 def test_what_outlives_a_sweep_is_for_the_same_code(tmp_path, monkeypatch):
     pair = Pair((1, 2), (3,), (True,), (), ((4, 5), (6,)), (0.5, 1.0), (7,), (Pair((8,), (9,)),))
     scores = np.array([-0.1, -np.inf], np.float32), 0.25

@@ -22,7 +22,7 @@ from ttsi_jax.config import RunConfig
 from ttsi_jax.errors import InputError
 from ttsi_jax.runs.record import Record
 from ttsi_jax.runs.scores import begun, scored
-from ttsi_jax.synthesis import PairSource, Synthesizer
+from ttsi_jax.synthesis import REQUEST, SYNTHESIZERS, PairSource, Synthesizer
 from ttsi_jax.tasks import Call, Example, Tool
 from ttsi_jax.tasks.pieces import name_text
 from ttsi_jax.tasks.prompts import (
@@ -135,13 +135,7 @@ def prepare(
         prefix = encoder.prefix(example)
         answer = encoder.suffix(example, answer_messages(example), prefix)
         orders = other_orders(example, answer, encoder, config.answer.orders)
-        requests = (answer,)
-        if isinstance(synthesizer, Synthesizer):
-            instruction, opening = synthesizer.prompt(example)
-            named = nameable(example, config.synthesis.label)
-            instructions = [naming(instruction, tool) for tool in named] or [instruction]
-            messages = [synthesis_messages(example, one) for one in instructions]
-            requests = tuple(encoder.suffix(example, own, prefix, opening) for own in messages)
+        requests = request_prompts(example, encoder, config, synthesizer, prefix)
         asks = config.asks_channel or "channel" in config.synthesis.checks
         n_channel = longest_of_channel(example, encoder) if asks else 0
     except InputError as error:
@@ -161,6 +155,22 @@ def prepare(
         return replace(record, error=error)
     key = example_key(config.seed, example.id)
     return Draft(example, prefix, answer, opened, requests, names, room, key, record, orders)
+
+
+def request_prompts(
+    example: Example, encoder: PromptEncoder, config: RunConfig, synthesizer: PairSource, prefix: Ids
+) -> tuple[Ids, ...]:
+    """What asks the model for a pair, after the prefix: one prompt, or one for each function that may be named in it.
+
+    Where pairs come from elsewhere it is the prompt of the library's own writer: an input is padded to the same shapes
+    whoever writes, so that runs have its scores and base answer in common.
+    """
+    writer = synthesizer if isinstance(synthesizer, Synthesizer) else SYNTHESIZERS.get(config.synthesis_form, REQUEST)
+    instruction, opening = writer.prompt(example)
+    named = nameable(example, config.synthesis.label)
+    instructions = [naming(instruction, tool) for tool in named] or [instruction]
+    messages = [synthesis_messages(example, one) for one in instructions]
+    return tuple(encoder.suffix(example, own, prefix, opening) for own in messages)
 
 
 def nameable(example: Example, label: str) -> tuple[Tool, ...]:
