@@ -15,7 +15,7 @@ import json
 import re
 
 from ttsi_jax.guided.grammar import pair_schema
-from ttsi_jax.synthesis.pairs import PairSource, Synthesizer, Synthetic
+from ttsi_jax.synthesis.pairs import Synthesizer, Synthetic
 from ttsi_jax.tasks import CallSyntaxError, parse_calls, strict_json
 from ttsi_jax.tasks.prompts import NEW_PAIR, NEW_REQUEST, request_opening
 
@@ -48,4 +48,4 @@ PAIR = Synthesizer(lambda example: (NEW_PAIR, ""), read_pair, schema=pair_schema
 REQUEST = Synthesizer(
     lambda example: (NEW_REQUEST, request_opening(example)), lambda text: Synthetic(read_request(text), ()), line=True
 )
-SYNTHESIZERS: dict[str, PairSource] = {"pair": PAIR, "request": REQUEST}
+SYNTHESIZERS = {"pair": PAIR, "request": REQUEST}
