@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from tiny_runs import EXAMPLES, TASK, settings, task_of, tiny_model, untimed
+from ttsi_jax.algorithm import Algorithm
 from ttsi_jax.answering import read_calls
 from ttsi_jax.batching.waves import Waves
 from ttsi_jax.config import check
@@ -144,6 +145,18 @@ def test_faulty_answers_have_no_vote():
     for record, one in zip(records(TASK, answer=sampled), TASK.examples, strict=True):
         possible = [text for text in record.samples_base if sound(read_calls(text), one)]
         assert not possible or record.text_base in possible
+
+
+def test_a_faultless_answer_stays_where_all_votes_are_faulty(monkeypatch):
+    """The greedy answer alone has no vote, but no faulty one replaces it."""
+    monkeypatch.setattr(Algorithm, "sound", lambda self, draft, text: text == greedy[draft.example.id])
+    sampled = {"samples": 3, "temperature": 3.0, "top_p": 1.0}
+    greedy = {record.id: record.text_base for record in records(TASK, answer=sampled)}
+    others = 0
+    for record in records(TASK, answer={**sampled, "vote": True, "repair": True}):
+        assert record.text_base == greedy[record.id]
+        others += record.text_base not in record.samples_base
+    assert others
 
 
 def test_a_repair_is_accepted_without_a_held_out_pair():

@@ -9,6 +9,7 @@ from ttsi_jax.config import RunConfig, check, resolve
 from ttsi_jax.errors import InputError
 from ttsi_jax.rules import RULES, adamw
 from ttsi_jax.synthesis import SynthesisConfig, TeacherConfig
+from ttsi_jax.uncertainty import GateConfig
 
 INF, NAN = float("inf"), float("nan")
 ONE, ABOVE = "it must be at least 1", "it must be above 0"
@@ -48,6 +49,33 @@ def test_values_that_no_run_can_have(name, changes, value, rule):
     with pytest.raises(InputError) as caught:
         check(replace(RunConfig(), **changes))
     assert str(caught.value) == f"--{name} is {value}; {rule}"
+
+
+GATE, START = GateConfig(), AdaptConfig(start="sft")
+IN_VAIN = [
+    ({"gate": replace(GATE, budget=0.3)}, "--gate.budget is for choosing tau: it needs --gate.tau auto"),
+    ({"gate": replace(GATE, labelled="there")}, "--gate.labelled is for choosing tau: it needs --gate.tau auto"),
+    (
+        {"gate": replace(GATE, tau="auto", select="all")},
+        "--gate.select all adapts all inputs: not with --gate.tau auto",
+    ),
+    ({"gate": replace(GATE, tau="auto", budget=0.3, select="certain")}, "--gate.budget is of uncertain inputs: not"),
+    ({"method": "tt-d", "synthesis": SynthesisConfig(label="gold")}, "not with --synthesis.source teacher"),
+    ({"adapt": replace(START, adapters=2)}, "all that begin at --adapt.start and learn the same pairs are equal"),
+    ({"adapt": replace(START, measure=("seeds",))}, "seeds compares adapters that begin differently"),
+    ({"adapt": replace(START, l2=0.1)}, "--adapt.l2 holds adapters near the model without any"),
+    (
+        {"gate": replace(GATE, score="channel"), "adapt": AdaptConfig(adapters=2, combine="likelihood")},
+        "--gate.score channel gives scores that no adapter changes",
+    ),
+]
+
+
+@pytest.mark.parametrize(("changes", "why"), IN_VAIN)
+def test_settings_that_would_do_nothing_are_refused(changes, why):
+    with pytest.raises(InputError) as caught:
+        check(replace(RunConfig(), **changes))
+    assert why in str(caught.value)
 
 
 def test_checks_are_named():

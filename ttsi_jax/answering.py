@@ -15,7 +15,7 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from ttsi_jax.guided.grammar import call_schema
+from ttsi_jax.guided.grammar import call_schema, calls_schema
 from ttsi_jax.model.generation import FORCED
 from ttsi_jax.tasks import Call, CallSyntaxError, Tool, parse_calls
 from ttsi_jax.tasks.pieces import call_pieces, forced_pieces, json_type, keys_text, written_arguments
@@ -130,17 +130,19 @@ class Answerer(NamedTuple):
         opened: whether the script follows `{"name": "`, the opening of an answer, after which candidates are scored;
             otherwise it begins with the model's turn.
         schema: tools -> the JSON schema that the answer is decoded under; the script is then one free slot.
+        several: the same for inputs of which several calls may be right, or none; by default `schema`.
     """
 
     script: Callable[[PromptEncoder, Tool, AnswerConfig], list[Slot]]
     text: Callable[[Tool, Sequence[str]], str]
     opened: bool = False
     schema: Callable[[Sequence[Tool]], dict[str, Any]] | None = None
+    several: Callable[[Sequence[Tool]], dict[str, Any]] | None = None
 
 
 FREE = Answerer(lambda encoder, tool, config: [Slot(TEXT, limit=config.max_tokens)], lambda tool, texts: texts[0])
 KEYS = Answerer(keys_script, keys_text, opened=True)
-GUIDED = FREE._replace(schema=call_schema)
+GUIDED = FREE._replace(schema=call_schema, several=calls_schema)
 ANSWERERS = {"free": FREE, "guided": GUIDED, "keys": KEYS}
 
 

@@ -126,6 +126,7 @@ class Parts(NamedTuple):
     answerer: Answerer
 
 
+_GATE = GateConfig()
 _PARTS: dict[str, tuple[str, str, Mapping[str, Any], str]] = {  # part -> its settings, the name there, objects, kind
     "estimator": ("gate", "estimator", ESTIMATORS | CALL_ESTIMATORS, "estimator"),
     "synthesizer": ("synthesis", "form", SYNTHESIZERS, "synthesizer"),
@@ -246,6 +247,42 @@ def check(config: RunConfig) -> None:
     if adapt.divide and "seeds" in (*adapt.accept, *adapt.measure):
         option = "accept" if "seeds" in adapt.accept else "measure"
         raise InputError(f"--adapt.{option} seeds compares adapters of the same pairs: not with --adapt.divide")
+    chosen = next(
+        (name for name in ("budget", "calibration", "labelled") if getattr(gate, name) != getattr(_GATE, name)), ""
+    )
+    in_vain = (  # what would have no effect, or not the one that its name promises
+        (chosen and gate.tau != "auto", f"--gate.{chosen} is for choosing tau: it needs --gate.tau auto"),
+        (gate.tau == "auto" and gate.select == "all", "--gate.select all adapts all inputs: not with --gate.tau auto"),
+        (
+            gate.budget < 1 and gate.select == "certain",
+            "--gate.budget is of uncertain inputs: not with --gate.select certain",
+        ),
+        (
+            synthesis.label == "gold" and config.source != "self",
+            f"--synthesis.label gold is about what the model writes: not with --synthesis.source {config.source}",
+        ),
+        (
+            adapt.start is not None and adapt.adapters > 1 and not adapt.divide,
+            "--adapt.adapters: all that begin at --adapt.start and learn the same pairs are equal; add --adapt.divide",
+        ),
+        (
+            adapt.start is not None and "seeds" in (*adapt.accept, *adapt.measure),
+            "seeds compares adapters that begin differently: not with --adapt.start",
+        ),
+        (
+            adapt.start is not None and adapt.l2 > 0,
+            "--adapt.l2 holds adapters near the model without any: not with --adapt.start (--adapt.kl does)",
+        ),
+        (
+            gate.score == "channel"
+            and ("margin" in adapt.accept or adapt.adapters > 1 and adapt.combine == "likelihood"),
+            "--gate.score channel gives scores that no adapter changes: --adapt.accept margin and --adapt.combine "
+            "likelihood need others",
+        ),
+    )
+    for wrong, why in in_vain:
+        if wrong:
+            raise InputError(why)
     if isinstance(config.gate.tau, str) and config.gate.tau != "auto" or config.gate.tau != config.gate.tau:
         raise InputError("--gate.tau is not a number")
     check_sources(config.method, config.source, config.synthesis)

@@ -32,10 +32,10 @@ from ttsi_jax.checkpoints.peft import WEIGHTS, load_start
 from ttsi_jax.config import Parts, RunConfig, automatic, check, find_parts
 from ttsi_jax.errors import InputError
 from ttsi_jax.quality.confidence import CallEstimator
-from ttsi_jax.quality.thresholds import Chosen, automatic_tau, labelled
+from ttsi_jax.quality.thresholds import Chosen, Labelled, automatic_tau, labelled
 from ttsi_jax.rules.identity import digest
 from ttsi_jax.runs.clock import CompileClock
-from ttsi_jax.runs.directory import ENVIRONMENT, RunDirectory
+from ttsi_jax.runs.directory import ENVIRONMENT, RunDirectory, flat
 from ttsi_jax.runs.environment import environment
 from ttsi_jax.runs.functions import FUNCTIONS, listed
 from ttsi_jax.runs.groups import load_run
@@ -107,7 +107,7 @@ def run(
         raise TypeError(f"run() takes no '{min(unknown)}'; exchangeable are {', '.join(Parts._fields)}")
     config = automatic(config).with_parts(parts)
     check(config)
-    weights = {"model": model.name, "checksum": model.checksum, "dtype": storage(model.params)}
+    weights = weights_of(model)
     described = weights | {"task": task.name, "inputs": task.fingerprint}
     layout = Layout(model.config, mesh_of(model.params))
     with CompileClock() as clock, layout.current():
@@ -135,6 +135,10 @@ def run(
             raise InputError("a run with --adapt.reset never can only be resumed with its adapters: add --adapt.save")
         if loop.labelled:
             described |= {"labelled": digest(loop.labelled)}
+            chosen_by = {record.fingerprint for record in load_run(config.gate.labelled or "").records}
+            if n_known := sum(fingerprint_of(one) in chosen_by for one in task.usable):
+                described |= {"upper_bound": f"tau is chosen by the labels of {n_known} of its inputs"}
+                tell(described["upper_bound"])
         if shard is not None and config.adapt.reset == "never":
             raise InputError(f"--adapt.reset never ties all inputs together: they cannot be divided (--shard {shard})")
         own = task if shard is None else part_of(task, shard)
@@ -170,6 +174,28 @@ def _run_in(directory: RunDirectory, loop: Loop, task: Task, own: Task) -> Resul
     return result
 
 
+def weights_of(model: LanguageModel) -> dict[str, Any]:
+    """What a run's `config.json` says of the base."""
+    return {"model": model.name, "checksum": model.checksum, "dtype": storage(model.params)}
+
+
+def labelled_by(config: RunConfig, weights: Mapping[str, Any]) -> Labelled:
+    """What the run that tau is chosen by (`--gate.labelled`) knows.
+
+    Raises:
+        InputError: its certainties are not of the same kind as those of this run, or what `labelled` raises.
+    """
+    there = load_run(config.gate.labelled or "")
+    known, ours = (dict(flat(one)) for one in (there.config, weights | config.to_dict()))
+    for name in ("checksum", "dtype", "gate.estimator", "gate.score", "answer.form"):
+        if known.get(name) != ours[name]:
+            raise InputError(
+                f"--gate.labelled {config.gate.labelled}: its {name} is {known.get(name)}, here it is {ours[name]}; its"
+                " certainties say nothing about these"
+            )
+    return labelled(there.records)
+
+
 class Loop:
     """The algorithm over a task's inputs, with a model and the settings of a run bound."""
 
@@ -194,7 +220,7 @@ class Loop:
             theta_0 = Adapted(load_start(config.adapt.start, lora, model.config), lora.scale, config.adapt.scope)
         self.algorithm = Algorithm(config, self.parts, self.encoder, model, shared)
         self.waves = Waves(model, config.wave, config.n_decoded, theta_0, prefix_memory)
-        self.labelled = labelled(load_run(config.gate.labelled).records) if config.gate.labelled else None
+        self.labelled = labelled_by(config, weights_of(model)) if config.gate.labelled else None
         self.chosen: Chosen | None = None  # tau, where it was not given
         self.keep: Callable[..., None] | None = None
         self.lap = 0.0

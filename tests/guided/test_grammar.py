@@ -4,7 +4,7 @@ from hypothesis import given
 
 from guided.tools import schemas, tool_lists
 from tiny_runs import ADD, CONVERT, ORDER, tool
-from ttsi_jax.guided.grammar import Bounds, bounded, call_schema
+from ttsi_jax.guided.grammar import Bounds, bounded, call_schema, calls_schema
 from ttsi_jax.tasks import normalise_parameters
 
 SMALL = Bounds(characters=5, items=2, depth=1, magnitude=9)
@@ -36,6 +36,12 @@ def test_a_call_by_hand():
 def test_one_of_several_tools_in_their_order():
     options = call_schema([ORDER, ADD], SMALL)["anyOf"]
     assert [option["properties"]["name"]["const"] for option in options] == ["order", "add"]
+
+
+def test_any_number_of_calls():
+    assert calls_schema([ADD], SMALL) == {
+        "anyOf": [call_schema([ADD], SMALL), {"type": "array", "items": call_schema([ADD], SMALL), "maxItems": 2}]
+    }
 
 
 def test_arguments_keep_their_order_and_only_the_required_ones_must_be_there():

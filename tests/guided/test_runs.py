@@ -14,6 +14,7 @@ from ttsi_jax.errors import InputError
 from ttsi_jax.loop import run
 from ttsi_jax.synthesis import SynthesisConfig
 from ttsi_jax.tasks import Call, check_call
+from ttsi_jax.tasks.prompts import ANY_NUMBER
 
 MODEL = tiny_model()
 ANSWERS = AnswerConfig(form="guided", max_tokens=80)
@@ -86,6 +87,20 @@ def test_a_named_function_is_the_only_one_that_a_guided_pair_may_call(form):
             assert all(valid(call, [likeliest]) for call in pair["calls"])
             labels += len(one.tools) > 1 and len(pair["calls"])
     assert labels
+
+
+def test_where_several_calls_may_be_right_any_number_is_answered_and_pairs_hold_one():
+    pytest.importorskip("llguidance")
+    told = [replace(one, messages=({"role": "system", "content": ANY_NUMBER}, *one.messages)) for one in EXAMPLES]
+    sampled = replace(ANSWERS, samples=4, temperature=3.0, top_p=1.0)
+    lengths = set()
+    for record, one in zip(run(MODEL, task_of(*told), replace(GUIDED, answer=sampled)).records, told, strict=True):
+        for text in (record.text_base, *record.samples_base):
+            calls = read_calls(text)
+            assert calls is not None and all(check_call(call, one.tools) is None for call in calls)
+            lengths.add(len(calls))
+        assert all(len(pair["calls"]) == 1 for pair in record.synthetic)
+    assert {1, 2} <= lengths
 
 
 def test_an_input_whose_calls_are_longer_than_the_limit_is_named():

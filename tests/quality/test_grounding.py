@@ -36,6 +36,7 @@ def follows(value, request, name="x"):
         ("cats", "Show me a cat picture"),
         ("running", "How long was my last run"),
         ("USD", "How much is 5 dollars"),
+        ("250", "for 250 people"),
         ("en", "Translate it into English"),
         ("The Lord of the Rings", "who wrote lord of the rings?"),
         (3, "three apples"),
@@ -90,6 +91,8 @@ def test_follows(value, request_):
         (["tea", "coffee"], "buy milk and tea"),
         ({"city": "Rome", "days": 5}, "two days in Rome"),
         ("abcd", ""),
+        ("999", "Weather in Paris"),
+        ("7 8", "three apples"),
     ],
 )
 def test_does_not_follow(value, request_):

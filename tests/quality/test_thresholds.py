@@ -13,6 +13,7 @@ from ttsi_jax.errors import InputError
 from ttsi_jax.loop import run
 from ttsi_jax.quality.thresholds import NONE, Chosen, automatic_tau, by_budget, by_distribution, by_gain, labelled
 from ttsi_jax.runs.directory import RECORDS, SUMMARY
+from ttsi_jax.runs.groups import load_runs, notes
 from ttsi_jax.runs.record import Record
 
 certainties = st.lists(st.floats(0, 1), min_size=1, max_size=40)
@@ -112,7 +113,7 @@ def test_a_tau_that_is_none(tau):
 
 def test_a_run_chooses_tau_and_says_so():
     found, summary = run(MODEL, TASK, AUTO)
-    known, _ = run(MODEL, TASK, replace(AUTO, gate=replace(AUTO.gate, tau=summary["tau"])))
+    known, _ = run(MODEL, TASK, replace(AUTO, gate=replace(AUTO.gate, tau=summary["tau"], budget=1.0)))
     certainties = [record.uncertainty for record in found]
     assert summary["tau"] == by_budget(certainties, 0.5) and summary["tau_by"] == "budget"
     assert 0 < sum(record.uncertain for record in found) <= len(EXAMPLES) / 2
@@ -138,5 +139,11 @@ def test_tau_from_a_labelled_run(tmp_path):
     config = replace(AUTO, gate=replace(AUTO.gate, budget=1.0, labelled=str(tmp_path)))
     summary = run(MODEL, TASK, config).summary
     assert (summary["tau"], summary["tau_by"]) == (by_gain(*labelled(run(MODEL, TASK, every).records)), "labels")
+    run(MODEL, TASK, config, out=tmp_path / "own")
+    assert notes(load_runs([tmp_path / "own"])) == [
+        f"own: an upper bound: tau is chosen by the labels of {len(EXAMPLES)} of its inputs"
+    ]
+    with pytest.raises(InputError, match="its gate.estimator is margin, here it is token; its certainties say nothing"):
+        run(MODEL, TASK, replace(config, gate=replace(config.gate, estimator="token")))
     with pytest.raises(InputError, match="holds no run"):
         run(MODEL, TASK, replace(config, gate=replace(config.gate, labelled=str(tmp_path / "none"))))

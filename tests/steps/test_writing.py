@@ -9,16 +9,18 @@ import numpy as np
 import pytest
 
 from tiny_runs import EXAMPLES, TASK, settings, task_of, tiny_model
-from ttsi_jax.config import check
+from ttsi_jax.batching.inputs import prepare
+from ttsi_jax.config import check, find_parts
 from ttsi_jax.errors import InputError
 from ttsi_jax.loop import run
 from ttsi_jax.model.decoder import Tokens, forward, logits
+from ttsi_jax.quality.checks import examine
 from ttsi_jax.quality.confidence import call_tokens
 from ttsi_jax.runs.groups import load_runs, notes
-from ttsi_jax.steps.writing import CUT, NO_GOLD, skipping
-from ttsi_jax.synthesis import Synthetic
+from ttsi_jax.steps.writing import CUT, NO_GOLD, Writing, skipping
+from ttsi_jax.synthesis import REQUEST, Synthetic
 from ttsi_jax.tasks import Call
-from ttsi_jax.tasks.prompts import PromptEncoder, answer_messages
+from ttsi_jax.tasks.prompts import NEW_REQUEST, PromptEncoder, answer_messages
 
 MODEL = tiny_model()
 ENCODER = PromptEncoder(MODEL.tokenizer)
@@ -85,6 +87,26 @@ def test_a_cut_value_is_no_reason_where_it_is_skipped():
 def test_a_method_that_trains_nothing_skips_nothing():
     with pytest.raises(InputError, match="--synthesis.skip-values is about what is trained"):
         check(settings(method="tt-icl", synthesis=SKIPS))
+
+
+def test_pairs_of_another_function_than_the_one_that_was_named_are_dropped():
+    both = (Call("add", {"a": 41, "b": 5}), Call("greet", {"name": "Bo"}))
+    config = settings(synthesis=replace(settings().synthesis, label="gold", checks=("schema",), tries=2))
+    source = lambda one, attempt: PAIR._replace(calls=(both[attempt],))  # noqa: E731
+    [record] = run(MODEL, task_of(EXAMPLES[1]), config, synthesizer=source).records
+    assert [(pair["accepted"], pair["reason"]) for pair in record.synthetic] == [
+        (False, "it was to be written for 'greet'"),
+        (True, None),
+    ]
+
+
+def test_an_echo_of_the_instruction_that_names_a_function_is_a_copy():
+    config = settings(synthesis=replace(settings().synthesis, label="gold"))
+    writing = Writing(config, find_parts(config, {}), ENCODER, MODEL)
+    draft = prepare(EXAMPLES[1], "tiny", ENCODER, config, 4096, REQUEST)
+    for echo in ("The function is greet.", NEW_REQUEST + " The function is greet."):
+        evidence = writing.evidence(draft, Synthetic(echo, ()))
+        assert examine(Synthetic(echo, ()), evidence, ["copy"]).reason == "the request repeats the instruction"
 
 
 def test_labels_by_the_input_s_own_label_are_an_upper_bound_and_say_so(tmp_path):

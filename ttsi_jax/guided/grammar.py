@@ -45,6 +45,12 @@ def call_schema(tools: Sequence[Tool], bounds: Bounds = Bounds()) -> Schema:  # 
     return calls[0] if len(calls) == 1 else {"anyOf": calls}
 
 
+def calls_schema(tools: Sequence[Tool], bounds: Bounds = Bounds()) -> Schema:  # noqa: B008
+    """The JSON schema of one call, or of a list of any number of them."""
+    call = call_schema(tools, bounds)
+    return {"anyOf": [call, {"type": "array", "items": call, "maxItems": bounds.items}]}
+
+
 def pair_schema(tools: Sequence[Tool], bounds: Bounds = Bounds()) -> Schema:  # noqa: B008
     """The JSON schema of a synthetic example `{"request": …, "call": …}`."""
     return _closed({"request": _scalar("string", bounds), "call": call_schema(tools, bounds)}, ("request", "call"))

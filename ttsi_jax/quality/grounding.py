@@ -77,7 +77,8 @@ class _Request:
 
     def _text(self, text: str) -> bool:
         words = _WORD.findall(text)
-        if not words or len("".join(words)) <= _SHORT or "".join(words) in "".join(self.words):
+        code = len("".join(words)) <= _SHORT and not any(word.isdecimal() for word in words)
+        if code or "".join(words) in "".join(self.words):
             return True
         if date := _DATE.search(text):
             year, month, day = (int(part) for part in (date[1] or date[6], date[2] or date[5], date[3] or date[4]))

@@ -130,6 +130,8 @@ def _notes(run: Run) -> list[str]:
         found.append("mixed: a run of the base alone with inputs that adapted")
     if seen := sum(record.seen for record in run.records):
         found.append(f"an upper bound: trained on the labels of {seen} of its {len(run.records)} inputs")
+    elif bound := run.config.get("upper_bound"):
+        found.append(f"an upper bound: {bound}")
     if failed:
         found.append(f"{failed} of {len(run.records)} inputs failed and are left out of every accuracy")
     return found

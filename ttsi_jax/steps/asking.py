@@ -18,7 +18,7 @@ from ttsi_jax.guided.masks import Grammars, Guide
 from ttsi_jax.model.generation import Sampling
 from ttsi_jax.synthesis import Synthesizer
 from ttsi_jax.tasks import Tool
-from ttsi_jax.tasks.prompts import OPENING, PromptEncoder
+from ttsi_jax.tasks.prompts import OPENING, PromptEncoder, any_number
 
 NOT_FINITE = "a score is not finite"
 
@@ -88,12 +88,15 @@ class Asking:
         """A prompt that ends with an answer's opening; the answer starts before that where the model writes it."""
         return draft.row(suffix, *purpose, start=len(suffix) - (0 if answerer.opened else self.n_opening))
 
-    def guide(self, draft: Draft, part: Answerer | Synthesizer, limit: int, tools: Sequence[Tool] = ()) -> Guide | None:
-        """Through what the model may write about these functions (by default the input's), of at most `limit` tokens;
-        None: anything. Raises InputError where no call of them is so short."""
+    def guide(
+        self, draft: Draft, part: Answerer | Synthesizer, limit: int, among: Sequence[Tool] | None = None
+    ) -> Guide | None:
+        """Through what the model may write, of at most `limit` tokens: one call `among` some functions, by default as
+        many as may be right of the input's own. None: anything. Raises InputError where no call is so short."""
         if self.grammars is None or part.schema is None:
             return None
-        return self.grammars.guide(part.schema(tools or draft.example.tools), limit)
+        several = among is None and any_number(draft.example) and isinstance(part, Answerer) and part.several
+        return self.grammars.guide((several or part.schema)(among or draft.example.tools), limit)
 
     def fill_in(
         self,
@@ -103,10 +106,10 @@ class Asking:
         tool: Tool,
         stage: str,
         sampling: Sampling = GREEDY,
-        among: Sequence[Tool] = (),
+        among: Sequence[Tool] | None = None,
     ) -> Wanting:
-        """The answer with this tool (None where a logit was not finite), and whether a part of it was cut; a guided one
-        calls any `among` these functions (by default the input's). Raises what `guide` does."""
+        """The answer with this tool (None where a logit was not finite), and whether a part of it was cut; `among` as
+        in `guide`. Raises what that does."""
         script = answerer.script(self.encoder, tool, self.config.answer)
         guide = self.guide(draft, answerer, self.config.answer.max_tokens, among)
         said = yield from self.decode(draft, stage, Work(prompt, script, sampling, guide=guide))
@@ -120,11 +123,12 @@ class Asking:
         tool: Tool,
         stage: str,
         samplings: Sequence[Sampling],
+        among: Sequence[Tool] | None = None,
     ) -> Wanting:
         """The texts of several answers with this tool, decoded side by side; each has its own random numbers."""
         prompts = [prompt._replace(key=jax.random.fold_in(prompt.key, number)) for number in range(len(samplings))]
         own = zip(prompts, samplings, strict=True)
-        filled = yield Together([self.fill_in(answerer, draft, prompt, tool, stage, how) for prompt, how in own])
+        filled = yield Together([self.fill_in(answerer, draft, prompt, tool, stage, how, among) for prompt, how in own])
         return [text for text, _ in filled]
 
     def samplings(self, n: int) -> list[Sampling]:

@@ -94,10 +94,8 @@ class Gating(Asking):
         greedy, samples = [own[0] for own in texts], [text for own in texts for text in own[1:]]
         voters = (greedy if len(greedy) > 1 else []) + (samples if settings.vote else [])
         if settings.repair:
-            faultless = [text for text in voters if self.sound(draft, text)]
-            if not (faultless or self.sound(draft, greedy[0])):
-                faultless = [text for text in samples if self.sound(draft, text)]
-            voters = faultless or voters
+            faultless = lambda texts: [text for text in texts if self.sound(draft, text)]  # noqa: E731
+            voters = faultless(voters) or faultless(greedy[:1]) or faultless(samples) or voters
         winner = vote([*map(read_calls, voters)], read_calls(greedy[0]))
         text = greedy[0] if winner is None or greedy[0] is None else voters[winner]
         return Answered(text, samples, greedy[1:])

@@ -28,7 +28,7 @@ from ttsi_jax.steps.reading import best_first
 from ttsi_jax.synthesis import Synthesizer, Synthetic
 from ttsi_jax.synthesis.augment import AUGMENTATIONS
 from ttsi_jax.tasks import Call, Tool, mistyped
-from ttsi_jax.tasks.prompts import OPENING, PromptEncoder, answer_messages
+from ttsi_jax.tasks.prompts import OPENING, PromptEncoder, answer_messages, naming
 
 NO_ROOM = "the pair does not fit the model's context"
 CUT = "a value was cut"
@@ -75,6 +75,8 @@ class Writing(Gating):
             pair = examine(pair, self.evidence(draft, pair), ["copy"])  # a copy needs no label
         if not (pair.calls or pair.reason):
             pair = yield from self.label(draft, pair)
+        if (tool := self.named(draft)) and any(call.name != tool.name for call in pair.calls):
+            pair = pair._replace(reason=pair.reason or f"it was to be written for '{tool.name}'")
         if self.config.synthesis.skip_values and len(pair.calls) == 1:
             pair = skipping(pair, pair.tools or draft.example.tools)
         return (yield from self.examine(draft, pair, number))
@@ -88,7 +90,8 @@ class Writing(Gating):
         if synthesizer.line:
             slot = Slot(LINE, limit=settings.max_tokens)
         try:
-            guide = self.guide(draft, synthesizer, slot.limit, [*filter(None, [self.named(draft)])])
+            named = self.named(draft)
+            guide = self.guide(draft, synthesizer, slot.limit, [named] if named else None)
         except InputError as error:
             return Synthetic("", (), str(error))
         _, prompt = yield from self.read(draft, "synthesize", draft.row(self.request(draft), SYNTHESIS, attempt))
@@ -141,10 +144,10 @@ class Writing(Gating):
             scores = yield from self.request_likelihoods(draft, pair.query, "synthesize")
         else:
             scores = self.scores(draft, log_likelihoods)
-        among, tool = [tool] if tool else [], tool or draft.tool(draft.best(scores))
+        among, tool = [tool] if tool else draft.example.tools, tool or draft.tool(draft.best(scores))
         text, cut = yield from self.fill_in(answerer, draft, prompt, tool, "synthesize", among=among)
         samplings = self.samplings(n_samples)
-        samples = yield from self.fill_in_all(answerer, draft, prompt, tool, "synthesize", samplings)
+        samples = yield from self.fill_in_all(answerer, draft, prompt, tool, "synthesize", samplings, among)
         return text if np.all(np.isfinite(log_likelihoods)) else None, cut, samples
 
     def label_prompt(self, draft: Draft, pair: Synthetic) -> Ids:
@@ -164,7 +167,8 @@ class Writing(Gating):
         """What checks know without asking the model."""
         synthesizer, example = self.parts.synthesizer, draft.example
         kept = [other["query"] for other in draft.record.synthetic if other["accepted"]]
-        told = synthesizer.prompt(example)[0] if isinstance(synthesizer, Synthesizer) else ""
+        told, named = synthesizer.prompt(example)[0] if isinstance(synthesizer, Synthesizer) else "", self.named(draft)
+        told = naming(told, named) if told and named else told
         return Evidence(example.query, pair.tools or example.tools, kept, told)
 
     def examine(self, draft: Draft, pair: Synthetic, number: int) -> Wanting:
@@ -262,7 +266,7 @@ class Writing(Gating):
         _, prompt = yield from self.read(draft, "synthesize", draft.row(suffix, SAMPLES, len(draft.pairs)))
         tools = {tool.name: tool for tool in pair.tools or draft.example.tools}
         samplings, tool = self.samplings(self.config.adapt.samples), tools[pair.calls[0].name]
-        for text in (yield from self.fill_in_all(answerer, draft, prompt, tool, "synthesize", samplings)):
+        for text in (yield from self.fill_in_all(answerer, draft, prompt, tool, "synthesize", samplings, [tool])):
             self.add_sample(draft, pair, text or "")
 
     def add_sample(self, draft: Draft, pair: Synthetic, text: str) -> None:

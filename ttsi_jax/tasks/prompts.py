@@ -9,7 +9,7 @@ tokenised by itself and its ids are appended: a tokenizer would merge `",` or `"
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from os.path import commonprefix
 from typing import Any
@@ -103,7 +103,16 @@ def naming(instruction: str, tool: Tool) -> str:
 
 def own_turns(example: Example) -> Messages:
     """The input's turns as its file has them, without the library's word on how many calls may be right."""
-    return [turn for turn in example.messages if (turn["role"], turn["content"]) != ("system", ANY_NUMBER)]
+    return [turn for turn in example.messages if not _says_any_number(turn)]
+
+
+def any_number(example: Example) -> bool:
+    """Whether the input was told that several calls may be right, or none."""
+    return any(map(_says_any_number, example.messages))
+
+
+def _says_any_number(turn: Mapping[str, str]) -> bool:
+    return (turn["role"], turn["content"]) == ("system", ANY_NUMBER)
 
 
 def asked(example: Example) -> str:
