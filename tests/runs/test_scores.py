@@ -3,6 +3,7 @@ import pytest
 from ttsi_jax.runs.record import Record
 from ttsi_jax.runs.scores import begun, scored
 from ttsi_jax.tasks import Example, GoldCall, Tool, normalise_parameters
+from ttsi_jax.tasks.prompts import ANY_NUMBER
 
 TOOL = Tool("f", "", normalise_parameters({}))
 ASKED = ({"role": "user", "content": "Go."},)
@@ -56,6 +57,8 @@ def test_the_beginning_of_a_record():
     assert begun(Example("a", ASKED, (), None), "t").error == "the input has no candidate function"
     dialogue = ({"role": "system", "content": "Be brief."}, *ASKED, {"role": "assistant", "content": "Where to?"})
     assert begun(Example("a", dialogue, (TOOL,), None), "t").query == [*dialogue]
-    assert begun(Example("a", dialogue[:2], (TOOL,), None), "t").query == "Go."
+    assert begun(Example("a", dialogue[:2], (TOOL,), None), "t").query == [*dialogue[:2]]
+    told = {"role": "system", "content": ANY_NUMBER}  # the library's own word
+    assert begun(Example("a", (told, *ASKED), (TOOL,), None), "t").query == "Go."
     broken = begun(Example("line-3", (), (), None, problem="a.jsonl:3: not valid JSON"), "t")
     assert (broken.error, broken.fingerprint, broken.query) == ("a.jsonl:3: not valid JSON", None, "")

@@ -57,7 +57,7 @@ class Record:
     that it had the model read (cached prefixes too), train on and write there. `fingerprint` is equal in duplicates,
     and `unmatchable` says why no answer can be right. `calls` is None for an answer that cannot be read as calls; where
     none is right and it is in words, it counts as correct all the same. `query` is the request, or the messages of an
-    input with more turns than that.
+    input with more turns than that (but for the library's own, on how many calls may be right).
     """
 
     id: str

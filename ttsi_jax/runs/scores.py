@@ -21,6 +21,7 @@ from ttsi_jax.tasks import (
     unmatchable,
 )
 from ttsi_jax.tasks.faults import fingerprint
+from ttsi_jax.tasks.prompts import own_turns
 
 
 def plain(calls: Sequence[Call] | None) -> list[dict[str, Any]] | None:
@@ -45,7 +46,7 @@ def begun(example: Example, task_name: str) -> Record:
     return Record(
         example.id,
         task_name,
-        example.conversation,
+        example.query if len(own_turns(example)) == 1 else [*example.messages],
         candidates=[tool.name for tool in example.tools],
         fingerprint=fingerprint(example),
         unmatchable=unmatchable(example),

@@ -75,13 +75,6 @@ class Example:
         said = (message["content"] for message in reversed(self.messages) if message["role"] == "user")
         return next(said, "")
 
-    @property
-    def conversation(self) -> str | list[dict[str, str]]:
-        """All that was said: the request, where it is the only turn but for the system's, else the messages."""
-        n_turns = sum(message["role"] != "system" for message in self.messages)
-        return [*self.messages] if n_turns > 1 else self.query
-
-
 @dataclass(frozen=True)
 class Task:
     """A named list of inputs.
