@@ -220,8 +220,9 @@ def test_examples_of_several_turns_are_not_shown(tmp_path):
     added = ({"role": "system", "content": ANY_NUMBER}, *one.messages)
     shelf = [replace(one, id=str(place), messages=turns) for place, turns in enumerate((talk, dated, added))]
     source = from_training(Task("shelf", tuple(shelf)), "nearest", 0)
+    assert "2 of 3 examples of shelf are left out" in source.notes[0] and "a system turn counts" in source.notes[0]
     assert [source(EXAMPLES[1], attempt).origin for attempt in range(2)] == ["2", None]
-    with pytest.raises(InputError, match="shelf has no example of one turn with one right call"):
+    with pytest.raises(InputError, match=r"of one turn with one right call \(a system turn counts: a pair is"):
         from_training(Task("shelf", tuple(shelf[:2])), "nearest", 0)
 
 
@@ -287,7 +288,9 @@ def test_recorded_pairs_keep_which_values_are_not_learned(usual):
     name = next(iter(pair["calls"][0]["arguments"]))
     source = recorded([replace(usual[0], synthetic=[{**pair, "skipped": [name]}])])
     for skips in (False, True):
-        [found] = run(MODEL, task_of(FOUR.examples[0]), settings(**synthesis(skip_values=skips)), synthesizer=source).records
+        [found] = run(
+            MODEL, task_of(FOUR.examples[0]), settings(**synthesis(skip_values=skips)), synthesizer=source
+        ).records
         assert found.adapted and name in found.synthetic[0]["skipped"]
     assert found.losses != usual[0].losses
 
