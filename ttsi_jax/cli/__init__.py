@@ -117,7 +117,7 @@ def merge(args: Merge) -> int:
 
 
 def sft(args: Sft) -> int:
-    from ttsi_jax.batching.supervised import fine_tune, save, settings_of, settings_there
+    from ttsi_jax.batching.supervised import fine_tune, make_directory, save, settings_of, settings_there
     from ttsi_jax.checkpoints import load_model
     from ttsi_jax.config import RunConfig, check, find_parts
     from ttsi_jax.runs.directory import refuse_other
@@ -132,6 +132,8 @@ def sft(args: Sft) -> int:
     there = settings_there(args.out)
     task = load_task(args.task, data_dir=args.data, limit=args.limit)
     _name_problems(task)
+    if there is None:
+        make_directory(args.out)
     model = load_model(args.model, dtype=args.dtype)
     settings = settings_of(model, task, config)
     if there is not None:
