@@ -190,16 +190,27 @@ def models(args: Models) -> int:
 
 def tasks(args: Tasks) -> int:
     from ttsi_jax.runs.table import plain_table
-    from ttsi_jax.tasks import describe_tasks, fetch
+    from ttsi_jax.tasks import describe_tasks
 
     if args.action == "fetch":
         if not args.names:
             raise InputError("name the tasks to fetch: ttsi-jax tasks fetch sealtools")
-        for name in args.names:
-            _say(fetch(name, args.data))
-        return DONE
+        return max([_fetched(name, args.data) for name in args.names])
     rows = [(t.name, t.present, t.n_inputs, t.licence, t.source, t.known()) for t in describe_tasks(args.data)]
     output.print(plain_table(("name", "here", "inputs", "licence", "how to get it", "known of it"), rows))
+    return DONE
+
+
+def _fetched(name: str, data: Path | None) -> int:
+    """Fetches one task, and tells of it; one that cannot be had keeps none of the others."""
+    from ttsi_jax.tasks import fetch
+
+    try:
+        _say(fetch(name, data))
+    except InputError as error:
+        return _fail(BAD_INPUT, str(error))
+    except OSError as error:
+        return _fail(BAD_INPUT, _told(error))
     return DONE
 
 
