@@ -69,9 +69,9 @@ class Cost(NamedTuple):
 
 
 class Compared(NamedTuple):
-    """A group with its own figures; `seen` are the inputs whose labels the model was trained on before the run, `passes`
-    holds pass@k by k where answers were sampled, and `settings` maps each that differs to its value in the first group
-    of the same task and here."""
+    """A group with its own figures; `seen` are the inputs whose labels the model was trained on before the run,
+    `passes` holds pass@k by k where answers were sampled, and `settings` maps each that differs to its value in the
+    first group of the same task and here."""
 
     group: Group
     inputs: int
