@@ -17,6 +17,7 @@ from ttsi_jax import cli
 from ttsi_jax.cli import main
 from ttsi_jax.cli.arguments import run_of
 from ttsi_jax.config import check
+from ttsi_jax.errors import InputError
 from ttsi_jax.runs.directory import read_records
 from ttsi_jax.runs.record import to_json
 
@@ -336,6 +337,23 @@ def test_tasks_are_fetched(capsys, monkeypatch):
     monkeypatch.setattr("ttsi_jax.tasks.fetch", lambda name, data: f"{data}/{name} is there")
     assert main(["tasks", "fetch", "sealtools", "apibank", "--data", "here"]) == 0
     assert capsys.readouterr().err == "here/sealtools is there\nhere/apibank is there\n"
+
+
+def test_a_task_that_cannot_be_fetched_keeps_none_of_the_others(capsys, monkeypatch):
+    def fetch(name, data):
+        if name == "b":
+            raise InputError("b is gone")
+        if name == "c":
+            raise PermissionError(13, "Permission denied", "c.json")
+        return f"{name} is there"
+
+    monkeypatch.setattr("ttsi_jax.tasks.fetch", fetch)
+    assert main(["tasks", "fetch", "a", "b", "c", "d"]) == 2
+    told = ["a is there", "error: b is gone", "error: c.json: Permission denied", "d is there"]
+    assert capsys.readouterr().err.splitlines() == told
+
+
+def test_fetching_needs_a_name_and_listing_none(capsys):
     assert main(["tasks", "fetch"]) == 2
     assert "name the tasks to fetch" in capsys.readouterr().err
     assert main(["tasks", "--data", "nowhere"]) == main(["tasks", "list"]) == 0

@@ -17,7 +17,7 @@ from ttsi_jax.loop import run
 from ttsi_jax.model.scoring import score_wave
 from ttsi_jax.quality.votes import vote
 from ttsi_jax.runs.directory import read_records
-from ttsi_jax.synthesis import SynthesisConfig
+from ttsi_jax.synthesis import SynthesisConfig, recorded
 from ttsi_jax.synthesis.training import from_training
 from ttsi_jax.tasks import GoldCall, Task, call_correct
 from ttsi_jax.tasks.prompts import ANY_NUMBER, PromptEncoder, answer_messages
@@ -220,8 +220,9 @@ def test_examples_of_several_turns_are_not_shown(tmp_path):
     added = ({"role": "system", "content": ANY_NUMBER}, *one.messages)
     shelf = [replace(one, id=str(place), messages=turns) for place, turns in enumerate((talk, dated, added))]
     source = from_training(Task("shelf", tuple(shelf)), "nearest", 0)
+    assert "2 of 3 examples of shelf are left out" in source.notes[0] and "a system turn counts" in source.notes[0]
     assert [source(EXAMPLES[1], attempt).origin for attempt in range(2)] == ["2", None]
-    with pytest.raises(InputError, match="shelf has no example of one turn with one right call"):
+    with pytest.raises(InputError, match=r"of one turn with one right call \(a system turn counts: a pair is"):
         from_training(Task("shelf", tuple(shelf[:2])), "nearest", 0)
 
 
@@ -250,6 +251,48 @@ def test_a_recorded_pair_keeps_functions_of_its_own(tmp_path):
     [learned] = run(MODEL, task, settings(**synthesis(source="recorded", file=str(tmp_path / "written")))).records
     assert taught.synthetic[0]["tools"] == learned.synthetic[0]["tools"] == [asdict(total)]
     assert learned.adapted and learned.losses == taught.losses
+
+
+def test_recorded_pairs_are_for_the_input_that_they_were_written_for(tmp_path, usual):
+    """Whatever has the same id: without a fingerprint, as older runs are, they go by that."""
+    other, old = replace(FOUR.examples[0], messages=EXAMPLES[0].messages), replace(usual[0], fingerprint=None)
+    [found] = run(MODEL, task_of(other), settings(), synthesizer=recorded(usual)).records
+    assert found.reason == "the pairs that are recorded under its id are of another input" and not found.adapted
+    assert recorded([old])(other, 0) == recorded(usual)(FOUR.examples[0], 0)
+
+
+def test_an_upper_bound_stays_one_through_its_recorded_pairs(tmp_path, usual):
+    def learn(name, source):
+        config = settings(method="tt-d", **synthesis(source="recorded", file=str(tmp_path / source)))
+        found = run(MODEL, FOUR, config, out=tmp_path / name)
+        return found.records, json.loads((tmp_path / name / "config.json").read_text())
+
+    run(MODEL, FOUR, settings(method="pairs", **synthesis(label="gold", checks=("schema",))), out=tmp_path / "gold")
+    again, config = learn("again", "gold")
+    assert [record.seen for record in again] == [any(p["accepted"] for p in record.synthetic) for record in again]
+    assert any(record.seen for record in again)
+    why = "pairs are written for the function of each input's label"
+    assert config["upper_bound"] == f"its pairs are from an upper bound: {why}"
+    further, config = learn("further", "again")
+    assert [record.seen for record in further] == [record.seen for record in again] and why in config["upper_bound"]
+    run(MODEL, FOUR, settings(method="pairs"), out=tmp_path / "plain")
+    plain, config = learn("not", "plain")
+    assert not any(record.seen for record in plain) and "upper_bound" not in config
+    marked = recorded([replace(usual[0], seen=True), *usual[1:]])
+    assert marked.upper_bound == "its pairs are from a run that saw the labels of 1 of their inputs"
+    assert marked.checksum != recorded(usual).checksum
+
+
+def test_recorded_pairs_keep_which_values_are_not_learned(usual):
+    pair = next(pair for pair in usual[0].synthetic if pair["accepted"])
+    name = next(iter(pair["calls"][0]["arguments"]))
+    source = recorded([replace(usual[0], synthetic=[{**pair, "skipped": [name]}])])
+    for skips in (False, True):
+        [found] = run(
+            MODEL, task_of(FOUR.examples[0]), settings(**synthesis(skip_values=skips)), synthesizer=source
+        ).records
+        assert found.adapted and name in found.synthetic[0]["skipped"]
+    assert found.losses != usual[0].losses
 
 
 def test_an_unfinished_source_is_told(tmp_path):

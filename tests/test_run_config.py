@@ -13,6 +13,7 @@ from ttsi_jax.uncertainty import GateConfig
 
 INF, NAN = float("inf"), float("nan")
 ONE, ABOVE = "it must be at least 1", "it must be above 0"
+UP_TO_A_DAY = "it must be above 0 and at most 86400 (a day)"
 REFUSED = [
     ("wave", {"wave": 0}, "0", ONE),
     ("wave", {"wave": -4}, "-4", ONE),
@@ -33,6 +34,10 @@ REFUSED = [
     ("synthesis.top-p", {"synthesis": SynthesisConfig(top_p=0.0)}, "0.0", "it must be above 0 and at most 1"),
     ("synthesis.top-p", {"synthesis": SynthesisConfig(top_p=1.1)}, "1.1", "it must be above 0 and at most 1"),
     ("synthesis.top-p", {"synthesis": SynthesisConfig(top_p=NAN)}, "nan", "it must be above 0 and at most 1"),
+    *[
+        ("teacher.timeout", {"teacher": TeacherConfig(timeout=value)}, str(value), UP_TO_A_DAY)
+        for value in (0.0, NAN, 1e10, INF)
+    ],
     ("teacher.price-in", {"teacher": TeacherConfig(price_in=NAN)}, "nan", "it must be at least 0"),
     ("teacher.price-out", {"teacher": TeacherConfig(price_out=INF)}, "inf", "it must be at least 0"),
     ("teacher.price-out", {"teacher": TeacherConfig(price_out=-1.0)}, "-1.0", "it must be at least 0"),

@@ -36,6 +36,8 @@ from ttsi_jax.synthesis import (
 from ttsi_jax.synthesis.augment import AUGMENTATIONS
 from ttsi_jax.uncertainty import ESTIMATORS, Estimator, GateConfig
 
+LONGEST = 86_400  # seconds for a teacher's answer; clocks and sockets refuse some larger numbers
+
 
 @dataclass(frozen=True)
 class RunConfig:
@@ -204,7 +206,7 @@ def check(config: RunConfig) -> None:
         ("adapt.memory", adapt.memory, 0 < adapt.memory < inf, "above 0"),
         ("adapt.kl", adapt.kl, 0 <= adapt.kl < inf, "at least 0"),
         ("adapt.l2", adapt.l2, 0 <= adapt.l2 < inf, "at least 0"),
-        ("teacher.timeout", teacher.timeout, 0 < teacher.timeout < inf, "above 0"),
+        ("teacher.timeout", teacher.timeout, 0 < teacher.timeout <= LONGEST, f"above 0 and at most {LONGEST} (a day)"),
         ("teacher.price-in", teacher.price_in, 0 <= teacher.price_in < inf, "at least 0"),
         ("teacher.price-out", teacher.price_out, 0 <= teacher.price_out < inf, "at least 0"),
         ("gate.budget", gate.budget, 0 <= gate.budget <= 1, "between 0 and 1"),

@@ -114,6 +114,8 @@ def run(
         found = find_parts(config, parts, data)
         if isinstance(found.synthesizer, Collection):
             described |= {"pairs": found.synthesizer.checksum}
+            if found.synthesizer.upper_bound is not None and config.method != "base":
+                described |= {"upper_bound": found.synthesizer.upper_bound}
             for note in found.synthesizer.notes:
                 tell(note)
         if parts or ":" in config.adapt.rule + config.adapt.loss:  # not the library's own: explain before anything runs

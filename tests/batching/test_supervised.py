@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from tiny_runs import ADD, EXAMPLES, GREET, example, settings, task_of, tiny_model
-from ttsi_jax.batching.supervised import fine_tune, save, settings_there
+from ttsi_jax.batching.supervised import fine_tune, make_directory, save, settings_there
 from ttsi_jax.cli import main
 from ttsi_jax.errors import InputError
 from ttsi_jax.loop import run
@@ -27,9 +27,9 @@ SHELF = [
 ]
 
 
-def tuned(scope="suffix", wave=2, epochs=3, **changes):
+def tuned(scope="suffix", wave=2, epochs=3, lr=3e-2, **changes):
     config = replace(settings().adapt, scope=scope, epochs=epochs, **changes)
-    return fine_tune(MODEL, SHELF, config, adamw(3e-2), answer_cross_entropy, wave=wave, seed=0), config
+    return fine_tune(MODEL, SHELF, config, adamw(lr), answer_cross_entropy, wave=wave, seed=0), config
 
 
 @pytest.mark.parametrize("scope", ["suffix", "all"])
@@ -63,6 +63,22 @@ def test_what_cannot_be_trained_on():
         fine_tune(MODEL, SHELF, config, adamw(1e-3), dpo, wave=2, seed=0)
     with pytest.raises(InputError, match="the update rule asks the model itself .*: choose another --adapt.rule"):
         fine_tune(MODEL, SHELF, config, ridge(), answer_cross_entropy, wave=2, seed=0)
+
+
+def test_a_loss_that_is_not_finite_ends_training():
+    with pytest.raises(InputError, match="the loss before step 2 of 6 is nan: training diverged, and nothing of it"):
+        tuned(lr=float("nan"))
+
+
+def test_a_directory_that_cannot_be_written_is_told_before_anything_is_loaded(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("ttsi_jax.checkpoints.load_model", lambda name, dtype: pytest.fail("loaded"))
+    line = {"query": "1 and 2", "tools": [{"name": "add"}], "calls": [{"name": "add", "arguments": {}}]}
+    file, out = tmp_path / "train.jsonl", tmp_path / "train.jsonl/sft"
+    file.write_text(json.dumps(line))
+    assert main(["sft", "--model", "tiny", "--task", str(file), "--out", str(out)]) == 2
+    assert "sft: no adapter can be written there: Not a directory" in " ".join(capsys.readouterr().err.split())
+    make_directory(tmp_path / "new/sft")
+    assert settings_there(tmp_path / "new/sft") is None, "it holds nothing yet"
 
 
 def test_a_run_answers_with_it_and_says_where_it_is_an_upper_bound(tmp_path):

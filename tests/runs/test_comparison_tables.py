@@ -1,6 +1,7 @@
 import re
 from dataclasses import replace
 
+import pytest
 from rich.console import Console
 
 from runs.synthetic import base_run, run
@@ -53,6 +54,37 @@ def test_a_run_without_labels_or_records_has_no_figures():
     found = tables({"empty": Run({}, [], None)})
     assert found["Accuracy, base → final"].rows == [("1", "0", *["– → –"] * 3)]
     assert "Gate: errors" not in found and "Beside the paper" not in found
+
+
+def test_sampled_answers_have_a_table_where_there_are_some():
+    def sampled(seed):
+        own = run(40, seed)
+        records = [
+            replace(
+                record,
+                adapted=False,
+                samples_base=[None] * 5,
+                samples_right_base=record.call_correct_base,
+                samples_right=2 * (record.call_correct or 0),
+            )
+            if record.error is None
+            else record
+            for record in own.records
+        ]
+        return own._replace(records=records)
+
+    first, second = sampled(0), sampled(1)
+    found = compare({"a": run(40), "b": first, "c": second})
+    assert found.groups[0].passes == {} and [*found.groups[1].passes] == ["1", "2", "5"]
+    five, two = found.groups[1].passes["5"], found.groups[1].passes["2"]
+    right = found.groups[1].accuracy["call"]
+    assert (five.base.value, five.final.value) == pytest.approx((right[0].value, right[1].value))
+    assert two.final.value == pytest.approx(0.7 * right[1].value)
+    assert five.base.low < five.base.value < five.base.high
+    assert five.difference.value == pytest.approx(five.final.value - five.base.value)
+    shown = tables({"a": run(40), "b": first, "c": second})["Sampled answers, base → final"]
+    assert [row[:2] for row in shown.rows] == [("2", "1"), ("2", "2"), ("2", "5")]
+    assert re.fullmatch(r"[\d.]+ → [\d.]+ \[[\d.]+, [\d.]+\]", shown.rows[0][2])
 
 
 def test_means_over_tasks_stand_beside_the_papers():

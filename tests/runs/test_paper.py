@@ -7,7 +7,7 @@ from ttsi_jax.answering import AnswerConfig
 from ttsi_jax.config import RunConfig
 from ttsi_jax.quality.presets import PRESETS
 from ttsi_jax.runs.paper import BENCHMARKS, beside, beside_mean
-from ttsi_jax.synthesis import SynthesisConfig
+from ttsi_jax.synthesis import SynthesisConfig, TeacherConfig
 from ttsi_jax.uncertainty import GateConfig
 
 QWEN = {"model": "Qwen/Qwen2.5-1.5B-Instruct", "task": "sealtools", "dtype": "bfloat16"}
@@ -44,6 +44,7 @@ def test_each_gate_has_its_own_figure():
         {"gate": GateConfig(tau=0.35, select="certain")},
         {"method": "base", "answer": AnswerConfig(samples=5, vote=True)},
         {"answer": AnswerConfig(samples=5, vote=True)},
+        {"method": "tt-d"},
         {"adapt": STARTED},
         {"method": "tt-icl"},
     ],
@@ -144,3 +145,22 @@ def test_the_papers_mean_stands_beside_its_four_benchmarks_alone():
         beside_mean(runs[:3]) is None and beside_mean([*runs[:3], (config() | {"task": "bfcl:simple"}, 9, 0)]) is None
     )
     assert beside_mean([*runs[:3], (config(method="base") | {"task": "nexusraven"}, 318, 0)]) is None
+
+
+@pytest.mark.parametrize(
+    ("method", "vote", "gain"), [("tt-d", False, 6.42), ("tt-si", True, 3.85), ("tt-d", True, 5.53)]
+)
+def test_a_teacher_and_votes_have_means_of_their_own(method, vote, gain):
+    def mean(*seen, **changes):
+        voted = AnswerConfig(samples=5, vote=vote)
+        own = config(**{"method": method, "teacher": TeacherConfig(model="gpt-5-mini"), "answer": voted} | changes)
+        sizes = {"sealtools": 294, "apibank": 100, "toolalpaca": 114, "nexusraven": 318}
+        return beside_mean([(own | {"task": task}, n, *(seen or (0,))) for task, n in sizes.items()])
+
+    assert (mean().published.gain, mean().differs) == (gain, {})
+    assert mean(gate=GateConfig(tau=0.5)) is mean(gate=GateConfig(select="all")) is mean(method="tt-icl") is None
+    assert mean(3).differs == {"labels seen": ("3", "0")}
+    recorded = mean(teacher=TeacherConfig(model="small"), synthesis=SynthesisConfig(source="recorded", file="x"))
+    theirs = "teacher" if method == "tt-d" else "self"
+    assert recorded.differs["synthesis.source"] == ('"recorded"', f'"{theirs}"')
+    assert recorded.differs.get("teacher.model") == (("small", "gpt-5-mini") if method == "tt-d" else None)

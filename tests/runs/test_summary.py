@@ -134,6 +134,26 @@ def test_outcome(before, after, expected):
     assert outcome(before, after) == expected
 
 
+def test_pass_at_k_is_by_each_inputs_own_samples():
+    """Samples are pooled over the orders of the functions, so inputs with more functions have more."""
+    few, many = [None] * 5, [None] * 15
+    records = [
+        Record("a", "t", "q", samples_base=few, samples_right_base=1, samples_right=1),
+        Record("b", "t", "q", samples_base=many, samples_right_base=12, samples_right=12),
+        Record(
+            *("c", "t", "q"),
+            adapted=True,
+            samples_base=many,
+            samples_adapted=few,
+            samples_right_base=0,
+            samples_right=5,
+        ),
+    ]
+    found = summarise(records)
+    assert found["pass_at_base"] == pytest.approx({"1": 1 / 3, "2": (0.4 + 1 - 3 / 105) / 3, "5": 2 / 3})
+    assert found["pass_at"] == pytest.approx({"1": 2 / 3, "2": (0.4 + 1 - 3 / 105 + 1) / 3, "5": 1})
+
+
 def test_pass_at_k_and_what_a_teacher_counted():
     usage = {"requests": 2, "prompt_tokens": 100, "completion_tokens": 10, "cost": 0.5}
     pairs = [ACCEPTED | {"usage": usage}, REJECTED | {"usage": usage}]

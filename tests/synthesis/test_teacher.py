@@ -256,6 +256,8 @@ def test_a_key_that_cannot_be_sent_is_not_shown(monkeypatch, key):
     ("url", "message"),
     [
         *[(url, "no address") for url in ("api.example.org/v1", "ftp://x/v1", "http://[::1", "http://x:y/v1")],
+        (f"http://{'x' * 64}/v1", "no address"),
+        *[(f"http://x/{path}", "must be ASCII without spaces") for path in ("vé1", "v 1", "v\x7f1")],
         *[(f"https://{url}", "no key or password") for url in (f"me:{KEY}@x/v1", f"x/v1?key={KEY}", f"x/v1#{KEY}")],
     ],
 )

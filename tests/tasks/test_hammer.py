@@ -95,6 +95,15 @@ def test_a_bad_entry_is_a_problem_and_the_others_still_run(tmp_path, entry, reas
     assert reason in problem
 
 
+@pytest.mark.parametrize(("number", "reason"), [("NaN", "NaN is not a JSON value"), ("9" * 5000, "out of range")])
+def test_an_entry_with_what_is_no_number_leaves_the_others(tmp_path, number, reason):
+    good = json.dumps(ENTRY)
+    bad = good.replace('"Oslo"', number)
+    task = load(tmp_path, f"[{good}, {bad}, {good}]".encode())
+    assert [example.id for example in task.usable] == ["mine-0", "mine-2"]
+    assert task.problems[0].startswith("mine.json, entry 1: ") and reason in task.problems[0]
+
+
 @pytest.mark.parametrize(
     ("content", "reason"),
     [

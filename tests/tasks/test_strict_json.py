@@ -33,8 +33,9 @@ def test_values_are_decoded():
     assert strict_json.decode_at("see [1] there", 4) == ([1], 7)
 
 
-def test_one_bad_item_leaves_the_others():
-    good, bad, last = strict_json.decode_items('[1, "\\ud800", 3]')
+@pytest.mark.parametrize("item", ['"\\ud800"', "NaN", '{"a": [-Infinity]}', '{"a": %s}' % ("9" * 5000)])  # noqa: UP031
+def test_one_bad_item_leaves_the_others(item):
+    good, bad, last = strict_json.decode_items(f"[1, {item}, 3]")
     assert (good, last) == (1, 3)
     assert isinstance(bad, strict_json.JsonError)
     with pytest.raises(strict_json.JsonError, match="not a JSON array"):

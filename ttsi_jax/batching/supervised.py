@@ -8,9 +8,11 @@ run knows the inputs whose labels it has seen.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any, NamedTuple
 
 import jax
@@ -67,8 +69,8 @@ def fine_tune(
     `config.epochs` passes over all of them in random order, `wave` examples a step.
 
     Raises:
-        InputError: there is no such example, the loss needs more than a label, the rule asks the model itself, or the
-          model lies on a mesh.
+        InputError: there is no such example, the loss needs more than a label, the rule asks the model itself, the
+          model lies on a mesh, or a loss is not finite.
     """
     if mesh_of(model.params) is not None:
         raise InputError("fine-tuning one adapter runs on one device: load the model without a mesh")
@@ -95,6 +97,11 @@ def fine_tune(
                 jax.random.fold_in(key, len(losses) + 1), past, scale=lora.scale, chunk=chunk, remat=remat,
             )  # fmt: skip
             losses.append(float(own))
+            if not math.isfinite(losses[-1]):
+                raise InputError(
+                    f"the loss before step {len(losses)} of {config.epochs * n_batches} is {losses[-1]}: training "
+                    "diverged, and nothing of it is saved; try a lower --adapt.lr"
+                )
             progress(f"epoch {epoch + 1}", number + 1, n_batches)
     return Trained(adapter, losses, [one for one, _ in found])
 
@@ -117,6 +124,21 @@ def settings_there(out: Path) -> dict[str, Any] | None:
     seen = read_object(out / SEEN, missing=f"{out}: is not empty; choose another directory")
     read_object(out / CONFIG, missing=f"{out}: holds an unfinished adapter; delete it, or choose another directory")
     return seen.get("settings", {})
+
+
+def make_directory(out: Path) -> None:
+    """Makes the directory of an adapter, and tries to write there: before what is written took its hours.
+
+    Raises:
+        InputError: it cannot be made, or not be written to.
+    """
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        with TemporaryFile(dir=out):
+            pass
+    except OSError as error:
+        why = error.strerror or error
+        raise InputError(f"{out}: no adapter can be written there: {why}; choose another directory") from None
 
 
 def save(trained: Trained, out: Path, model: LanguageModel, config: AdaptConfig, settings: Mapping[str, Any]) -> None:

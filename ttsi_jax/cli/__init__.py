@@ -117,7 +117,7 @@ def merge(args: Merge) -> int:
 
 
 def sft(args: Sft) -> int:
-    from ttsi_jax.batching.supervised import fine_tune, save, settings_of, settings_there
+    from ttsi_jax.batching.supervised import fine_tune, make_directory, save, settings_of, settings_there
     from ttsi_jax.checkpoints import load_model
     from ttsi_jax.config import RunConfig, check, find_parts
     from ttsi_jax.runs.directory import refuse_other
@@ -132,6 +132,8 @@ def sft(args: Sft) -> int:
     there = settings_there(args.out)
     task = load_task(args.task, data_dir=args.data, limit=args.limit)
     _name_problems(task)
+    if there is None:
+        make_directory(args.out)
     model = load_model(args.model, dtype=args.dtype)
     settings = settings_of(model, task, config)
     if there is not None:
@@ -188,16 +190,27 @@ def models(args: Models) -> int:
 
 def tasks(args: Tasks) -> int:
     from ttsi_jax.runs.table import plain_table
-    from ttsi_jax.tasks import describe_tasks, fetch
+    from ttsi_jax.tasks import describe_tasks
 
     if args.action == "fetch":
         if not args.names:
             raise InputError("name the tasks to fetch: ttsi-jax tasks fetch sealtools")
-        for name in args.names:
-            _say(fetch(name, args.data))
-        return DONE
+        return max([_fetched(name, args.data) for name in args.names])
     rows = [(t.name, t.present, t.n_inputs, t.licence, t.source, t.known()) for t in describe_tasks(args.data)]
     output.print(plain_table(("name", "here", "inputs", "licence", "how to get it", "known of it"), rows))
+    return DONE
+
+
+def _fetched(name: str, data: Path | None) -> int:
+    """Fetches one task, and tells of it; one that cannot be had keeps none of the others."""
+    from ttsi_jax.tasks import fetch
+
+    try:
+        _say(fetch(name, data))
+    except InputError as error:
+        return _fail(BAD_INPUT, str(error))
+    except OSError as error:
+        return _fail(BAD_INPUT, _told(error))
     return DONE
 
 

@@ -14,7 +14,7 @@ from ttsi_jax.runs.groups import Group, Run, group_runs, notes
 from ttsi_jax.runs.paper import Beside, beside, beside_mean
 from ttsi_jax.runs.record import Record, strict_json
 from ttsi_jax.runs.statistics import Array, Changes, Interval
-from ttsi_jax.runs.summary import METRICS, base_and_final, teacher_usage
+from ttsi_jax.runs.summary import METRICS, base_and_final, passes_at, passes_known, teacher_usage
 
 BASE, FINAL = 0, 1
 # What tells of a task, or (a wave, its memory) follows from it and changes no answer.
@@ -47,6 +47,14 @@ class Contrast(NamedTuple):
     causes: dict[str, Cause]
 
 
+class Sampled(NamedTuple):
+    """pass@k, the chance that one of k sampled answers is right: with the base, in the end, and the difference."""
+
+    base: Interval
+    final: Interval
+    difference: Interval
+
+
 class Cost(NamedTuple):
     """What a run took, as means over the seeds: seconds without compiling and without base answers that only measure,
     tokens (None where the run did not count them), examples that adapters were trained on, before the run too (None
@@ -61,14 +69,16 @@ class Cost(NamedTuple):
 
 
 class Compared(NamedTuple):
-    """A group with its own figures; `seen` are the inputs whose labels the model was trained on before the run, and
-    `settings` maps each that differs to its value in the first group of the same task and here."""
+    """A group with its own figures; `seen` are the inputs whose labels the model was trained on before the run,
+    `passes` holds pass@k by k where answers were sampled, and `settings` maps each that differs to its value in the
+    first group of the same task and here."""
 
     group: Group
     inputs: int
     seen: int
     settings: dict[str, tuple[str, str]]
     accuracy: dict[str, tuple[Interval, Interval]]  # by metric: with the base, and in the end
+    passes: dict[str, Sampled]
     cost: Cost
     gate: GateReport | None
     paper: Beside | None
@@ -147,7 +157,17 @@ def _compared(group: Group, first: Group) -> Compared:
     settings = config_differences({**first.config, "seed": None}, {**group.config, "seed": None})
     published = beside(group.config, inputs, seen)
     report = gate_report(group.runs.values())
-    return Compared(group, inputs, seen, settings, accuracy, _cost(group), report, published)
+    return Compared(group, inputs, seen, settings, accuracy, _passes(group, shared), _cost(group), report, published)
+
+
+def _passes(group: Group, shared: Iterable[str]) -> dict[str, Sampled]:
+    runs, found = [_by_id(run) for run in group.runs.values()], {}
+    ids = [id for id in shared if all(own[id].samples_right is not None for own in runs)]
+    for k in passes_known(own[id] for own in runs for id in ids):
+        before, after = np.moveaxis(np.array([[passes_at(own[id], k) for id in ids] for own in runs]), -1, 0)
+        both = statistics.accuracy(before), statistics.accuracy(after)
+        found[str(k)] = Sampled(*both, statistics.difference(before, after))
+    return found
 
 
 def _contrast(first: Group, side: int, second: Group, other: int) -> Contrast:

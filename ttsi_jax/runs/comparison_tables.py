@@ -19,6 +19,7 @@ def comparison_tables(comparison: Comparison) -> list[Rows]:
     tables = (
         legend,
         accuracies,
+        passes,
         overall,
         changes,
         causes,
@@ -48,6 +49,16 @@ def accuracies(comparison: Comparison) -> Rows:
     headings = ("run", "inputs", *(f"{metric}, %" for metric in METRICS))
     pick = "pick: the function with the highest score; tool: the functions that are called; call: their arguments too."
     return Rows(headings, rows, "Accuracy, base → final", f"{_INTERVAL} {pick}")
+
+
+def passes(comparison: Comparison) -> Rows:
+    rows = []
+    for group in comparison.groups:
+        for k, found in group.passes.items():
+            points = _interval(found.difference, 100, signed=True)
+            rows.append((str(group.group.number), k, _change(found.base, found.final), points))
+    note = "pass@k: the chance that one of k sampled answers makes the right calls (unbiased, by all samples)."
+    return Rows(("run", "k", "pass@k, %", "points"), rows, "Sampled answers, base → final", note)
 
 
 def overall(comparison: Comparison) -> Rows:

@@ -40,7 +40,14 @@ _FIGURES: Mapping[tuple[str, str], Published] = {
     ("apibank", "tt-si"): Published("TT-SI", "–", 4.26),
 }
 _OF_LARGE = {("sealtools", "tt-si"): Published("TT-SI, 7B", "–", 3.02, LARGE)}
-_MEANS = {"base": Published("direct", "54.66", None), "tt-si": Published("TT-SI", "60.14", 5.48)}
+_MEANS = {
+    "base": Published("direct", "54.66", None),
+    "tt-si": Published("TT-SI", "60.14", 5.48),
+    "tt-d": Published("TT-D", "–", 6.42),
+    "tt-si, vote": Published("TT-SI, vote", "–", 3.85),
+    "tt-d, vote": Published("TT-D, vote", "–", 5.53),
+}
+_TEACHER = "gpt-5-mini"
 BENCHMARKS = frozenset({"sealtools", "apibank", "toolalpaca", "nexusraven"})  # that the means are over
 _INPUTS = {"sealtools": 294, "toolalpaca": 114, "nexusraven": 318}
 
@@ -50,8 +57,10 @@ _COMES_TO = {"adapt.lr": "0.0001", "synthesis.source": '"self"', "synthesis.form
 _OF_ANSWERS = ("answer", "unmatchable", "gate.score")
 _OF_ADAPTERS = ("adapt.scope", "adapt.rank", "adapt.alpha", "adapt.scaling", "adapt.targets", "adapt.layers")
 _OF_ALL = ("answer", "unmatchable", "gate", "synthesis", "adapt")
-# The figure tells them, or they make no difference.
-_NEVER = ("gate.select", "gate.tau", "adapt.memory", "adapt.save", "adapt.measure")
+# The figure tells them, they make no difference, or (how many answers vote) nobody here has read them.
+_NEVER = (
+    "gate.select", "gate.tau", "adapt.memory", "adapt.save", "adapt.measure", "answer.vote", "answer.samples"
+)  # fmt: skip
 
 
 def beside(config: Mapping[str, Any], n_inputs: int, n_seen: int = 0) -> Beside | None:
@@ -97,10 +106,14 @@ def _apart(published: Published, config: Mapping[str, Any], n_inputs: int, n_see
         differs["dtype"] = str(config["dtype"]), "a float"
     if n_inputs != _INPUTS.get(task, n_inputs):
         differs["inputs"] = str(n_inputs), str(_INPUTS[task])
-    settings = _OF_ALL if kind.startswith("tt-si") else _OF_ANSWERS
+    settings = _OF_ALL if kind.startswith(("tt-si", "tt-d")) else _OF_ANSWERS
+    if kind.startswith("tt-d") and _TEACHER not in (teacher := str(setting(config, "teacher.model"))):
+        differs["teacher.model"] = teacher, _TEACHER
     if kind in ("sft", "upper bound"):
         differs |= _training_apart(config, n_inputs, n_seen, kind)
         settings = (*_OF_ANSWERS, *_OF_ADAPTERS)
+    elif n_seen:
+        differs["labels seen"] = str(n_seen), "0"
     return differs | _settings_apart(config, settings)
 
 
@@ -116,19 +129,22 @@ def is_upper_bound(n_inputs: int, n_seen: int) -> bool:
 
 def _kind(config: Mapping[str, Any], n_inputs: int, n_seen: int) -> str:
     """The method with what the paper varies of it; one that it does not have is no key of its figures."""
+    greedy = _greedy_kind(config, n_inputs, n_seen)
+    return f"{greedy}, vote" if setting(config, "answer.vote") else greedy
+
+
+def _greedy_kind(config: Mapping[str, Any], n_inputs: int, n_seen: int) -> str:
     method, select, tau = config.get("method"), setting(config, "gate.select"), setting(config, "gate.tau")
-    if setting(config, "answer.vote"):
-        return "a vote"  # of which only the mean over four tasks is known
     if setting(config, "adapt.start") is not None:
         trained = "upper bound" if is_upper_bound(n_inputs, n_seen) else "sft"
         return trained if method == "base" else f"{method} after {trained}"
-    if method != "tt-si":
+    if method not in ("tt-si", "tt-d"):
         return str(method)
     if select == "all":  # whatever tau
-        return "tt-si, all"
+        return f"{method}, all"
     if tau != _PRESET.gate.tau:
-        return f"tt-si, {select} below {tau}"
-    return "tt-si" if select == _PRESET.gate.select else f"tt-si, {select}"
+        return f"{method}, {select} below {tau}"
+    return method if select == _PRESET.gate.select else f"{method}, {select}"
 
 
 def _training_apart(config: Mapping[str, Any], n_inputs: int, n_seen: int, kind: str) -> dict[str, tuple[str, str]]:
@@ -145,10 +161,11 @@ def _training_apart(config: Mapping[str, Any], n_inputs: int, n_seen: int, kind:
 def _settings_apart(config: Mapping[str, Any], names: tuple[str, ...]) -> dict[str, tuple[str, str]]:
     """The settings under these names that are not those of the preset `paper`."""
     paper = _PRESET.to_dict()
+    source = {"synthesis.source": '"teacher"'} if config.get("method") == "tt-d" else {}
     apart = config_differences(paper, {name: config[name] for name in paper if name in config})
     found = {}
     for name, (default, ours) in apart.items():
-        theirs = _COMES_TO.get(name, default)
+        theirs = (_COMES_TO | source).get(name, default)
         if ours not in (theirs, ABSENT) and _within(name, names) and not _within(name, _NEVER):
             found[name] = ours, theirs
     return found

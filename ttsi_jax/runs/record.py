@@ -106,6 +106,12 @@ class Record:
     error: str | None = None
 
     @property
+    def samples(self) -> tuple[list[str | None], list[str | None]]:
+        """Sampled answers: the base's, and those of what the final answer is from."""
+        uses_adapter = self.adapted and not self.reverted
+        return self.samples_base, self.samples_adapted if uses_adapter else self.samples_base
+
+    @property
     def request(self) -> str:
         """The last thing the user said."""
         if isinstance(self.query, str):

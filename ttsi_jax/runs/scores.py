@@ -66,8 +66,7 @@ def scored(record: Record, gold: Sequence[GoldCall] | None) -> Record:
     base, final = (
         judged(read_plain(own), text, gold) for own, text in zip((record.base_calls, calls), texts, strict=True)
     )
-    samples = record.samples_base, record.samples_adapted if uses_adapter else record.samples_base
-    right_base, right = (_n_right(own, gold) for own in samples)
+    right_base, right = (_n_right(own, gold) for own in record.samples)
     names = {call.name for call in gold}
     return replace(
         record,

@@ -78,14 +78,26 @@ def summarise(records: Sequence[Record]) -> dict[str, Any]:
 
 def _passes(records: Iterable[Record]) -> dict[str, dict[str, float]]:
     """Mean pass@k over the labelled inputs, by k; empty where no answers were sampled."""
-    found: dict[str, dict[str, float]] = {}
-    records = [record for record in records if record.samples_right is not None]
-    n = min((len(record.samples_base) for record in records), default=0)
-    for name, field in (("pass_at_base", "samples_right_base"), ("pass_at", "samples_right")):
-        right = [getattr(record, field) for record in records]
-        ks = [k for k in (1, 2, 5, 10, 20, 50, 100) if k < n] + [n] * (n > 0)
-        found[name] = {str(k): math.fsum(pass_at(n, own, k) for own in right) / len(right) for k in ks}
+    found: dict[str, dict[str, float]] = {"pass_at_base": {}, "pass_at": {}}
+    sampled = [record for record in records if record.samples_right is not None]
+    for k in passes_known(sampled):
+        sides = zip(*(passes_at(record, k) for record in sampled), strict=True)
+        for name, values in zip(found, sides, strict=True):
+            found[name][str(k)] = math.fsum(values) / len(sampled)
     return found
+
+
+def passes_known(records: Iterable[Record]) -> list[int]:
+    """The k of pass@k, up to the fewest samples that an input has: more functions have more orders to sample under."""
+    n = min((len(samples) for record in records for samples in record.samples), default=0)
+    return [k for k in (1, 2, 5, 10, 20, 50, 100) if k < n] + [n] * (n > 0)
+
+
+def passes_at(record: Record, k: int) -> tuple[float, float]:
+    """pass@k of a labelled input, by the base's samples and by the final ones."""
+    right = record.samples_right_base or 0, record.samples_right or 0
+    before, after = (pass_at(len(own), n_right, k) for own, n_right in zip(record.samples, right, strict=True))
+    return before, after
 
 
 def teacher_usage(pairs: Iterable[Pair]) -> dict[str, float | None]:

@@ -63,14 +63,14 @@ class Writing(Gating):
         if not draft.pairs:
             last = draft.record.synthetic[-1]["reason"]
             draft.note(reason=last if ended else f"no usable pair in {n_written} tries")
-        elif settings.label == "gold":
-            draft.note(seen=True)
 
     def attempt(self, draft: Draft, number: int) -> Wanting:
         """One pair, labelled and checked; every attempt has its own random numbers."""
         if self.config.synthesis.label == "gold" and self.named(draft) is None:
             return Synthetic("", (), NO_GOLD, last=True)
         pair = yield from self.write(draft, number)
+        if self.config.synthesis.label == "gold":
+            pair = pair._replace(seen=True)
         if not pair.calls and "copy" in self.config.synthesis.checks:
             pair = examine(pair, self.evidence(draft, pair), ["copy"])  # a copy needs no label
         if not (pair.calls or pair.reason):
@@ -204,6 +204,7 @@ class Writing(Gating):
                     draft.pairs.append(sequence._replace(copies=self.copies(draft, pair)))
                 else:
                     draft.held_out = sequence
+                draft.note(seen=draft.record.seen or pair.seen)
             except InputError as error:
                 pair = pair._replace(reason=str(error))
         draft.note(synthetic=[*draft.record.synthetic, pair.record()])
@@ -285,6 +286,6 @@ def skipping(pair: Synthetic, tools: Sequence[Tool]) -> Synthetic:
     """The pair with the arguments whose values are not learned. Where there are such, a value that was cut is one of
     them and no reason to drop the pair."""
     [call] = pair.calls
-    unsafe = {*mistyped(call, tools), *ungrounded(call, pair.query, tools)}
+    unsafe = {*pair.skipped, *mistyped(call, tools), *ungrounded(call, pair.query, tools)}
     names = tuple(name for name in call.arguments if name in unsafe)
     return pair._replace(skipped=names, reason=None if names and pair.reason == CUT else pair.reason)

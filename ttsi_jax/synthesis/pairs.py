@@ -83,6 +83,7 @@ class Synthetic(NamedTuple):
     origin: str | None = None  # the id of the labelled example that it is
     usage: Mapping[str, float] | None = None  # what a teacher counted, see `ttsi_jax.synthesis.teacher`
     skipped: tuple[str, ...] = ()  # arguments whose values are not learned
+    seen: bool = False  # the input's label was used for it, which makes a run with it an upper bound
 
     def record(self) -> dict[str, Any]:
         """The pair as it stands in a run's records."""
@@ -126,11 +127,13 @@ class Collection:
         write: gives the pairs of an input in turn.
         checksum: of all that it chooses from, so that a run is not resumed with others.
         notes: what a user must know of them, in sentences.
+        upper_bound: why a run with them is one, where it is.
     """
 
     write: Callable[[Example, int], Synthetic]
     checksum: str
     notes: tuple[str, ...] = ()
+    upper_bound: str | None = None
 
     def __call__(self, example: Example, attempt: int) -> Synthetic:
         return self.write(example, attempt)

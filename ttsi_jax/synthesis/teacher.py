@@ -84,11 +84,18 @@ def check_url(url: str | None) -> None:
     try:
         parts = urlsplit(url)
         usable = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
+        (parts.hostname or "").encode("idna")  # as a connection does
+        sendable = re.fullmatch("[!-~]*", parts.path)
         secret = parts.username or parts.password or parts.query or parts.fragment
-    except ValueError:  # a bracket that does not close, a port that is no number
-        usable = secret = None
+    except ValueError:  # a bracket that does not close, a port that is no number, a name that is too long
+        usable = sendable = secret = None
     if not usable:
         raise InputError("--teacher.url is no address such as https://api.openai.com/v1 (it is not shown here)")
+    if not sendable:
+        raise InputError(
+            "--teacher.url must be ASCII without spaces after its host, with other characters as in %C3%A9 (it is not "
+            "shown here)"
+        )
     if secret:
         raise InputError("--teacher.url must hold no key or password: they belong into the environment")
 

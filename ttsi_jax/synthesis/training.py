@@ -25,25 +25,27 @@ from ttsi_jax.tasks.faults import fingerprint
 from ttsi_jax.tasks.prompts import own_turns
 
 SEEN = "trained_on.json"  # beside an adapter: what it was trained on
+_TURNS = "a system turn counts: a pair is the request alone, and the call may rest on what was said before it"
 _SATURATION, _LENGTH = 1.5, 0.75  # k1 and b of BM25, their usual values
 
 
 def from_training(task: Task, choose: str, seed: int) -> Collection:
     """Gives labelled examples with one right call, the nearest or random ones in order; attempt 0 the first.
 
-    Examples of several turns are left out: a pair is one request, and their calls rest on what was said before it.
+    Examples of several turns are left out, and so are those with a system turn of their own: a pair is one request, and
+    their calls rest on what was said before it.
 
     Raises:
         InputError: none is left.
     """
     pool = [example for example in task.usable if len(example.gold or ()) == len(own_turns(example)) == 1]
     if not pool:
-        raise InputError(f"--synthesis.file: {task.name} has no example of one turn with one right call")
+        raise InputError(f"--synthesis.file: {task.name} has no example of one turn with one right call ({_TURNS})")
     notes = [f"cannot be used: {problem}" for problem in task.problems]
     if n_out := len(task.usable) - len(pool):
         notes.append(
             f"--synthesis.file: {n_out} of {len(task.usable)} examples of {task.name} are left out: they have several "
-            f"turns, or not exactly one right call"
+            f"turns, or not exactly one right call ({_TURNS})"
         )
     prints, order = [fingerprint(example) for example in pool], Bm25([example.query for example in pool]).order
 

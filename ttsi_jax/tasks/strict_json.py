@@ -3,7 +3,7 @@
 import json
 import math
 import re
-from typing import Any, NoReturn
+from typing import Any
 
 MAX_DEPTH = 50
 _SURROGATE = re.compile("[\ud800-\udfff]")
@@ -53,6 +53,8 @@ def check(value: Any, depth: int = 0) -> None:
     That is: more than `MAX_DEPTH` levels, a number beyond double precision's range, half of a surrogate pair (which
     cannot be written as UTF-8).
     """
+    if isinstance(value, JsonError):
+        raise value
     if depth > MAX_DEPTH:
         raise JsonError(f"nested more than {MAX_DEPTH} levels deep")
     if isinstance(value, str):
@@ -91,18 +93,22 @@ def _parse(text: str) -> Any:
 def _parse_at(text: str, start: int) -> tuple[Any, int]:
     try:
         return _DECODER.raw_decode(text, start)
-    except JsonError:
-        raise
     except json.JSONDecodeError as error:
         raise JsonError(f"not valid JSON: {error.msg} (character {error.pos + 1})") from None
     except RecursionError:
         raise JsonError(f"nested more than {MAX_DEPTH} levels deep") from None
-    except ValueError:  # Python refuses to read an integer of more than 4,300 digits
-        raise JsonError("a number is out of range") from None
 
 
-def _refuse_constant(name: str) -> NoReturn:
-    raise JsonError(f"{name} is not a JSON value")
+def _integer(digits: str) -> int | JsonError:
+    try:
+        return int(digits)
+    except ValueError:  # Python refuses to read more than 4,300 digits
+        return JsonError("a number is out of range")
 
 
-_DECODER = json.JSONDecoder(parse_constant=_refuse_constant)
+def _constant(name: str) -> JsonError:
+    return JsonError(f"{name} is not a JSON value")
+
+
+# What is no number stands as its error until `check` comes to it, so that it spoils one item and not all of a text.
+_DECODER = json.JSONDecoder(parse_int=_integer, parse_constant=_constant)
