@@ -181,7 +181,7 @@ def weights_of(model: LanguageModel) -> dict[str, Any]:
     return {"model": model.name, "checksum": model.checksum, "dtype": storage(model.params)}
 
 
-def labelled_by(config: RunConfig, weights: Mapping[str, Any]) -> Labelled:
+def labelled_by(config: RunConfig, weights: dict[str, Any]) -> Labelled:
     """What the run that tau is chosen by (`--gate.labelled`) knows.
 
     Raises:

@@ -75,6 +75,7 @@ class Example:
         said = (message["content"] for message in reversed(self.messages) if message["role"] == "user")
         return next(said, "")
 
+
 @dataclass(frozen=True)
 class Task:
     """A named list of inputs.
