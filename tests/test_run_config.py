@@ -5,9 +5,10 @@ import pytest
 
 from ttsi_jax.adaptation import AdaptConfig
 from ttsi_jax.answering import AnswerConfig
-from ttsi_jax.config import RunConfig, check, resolve
+from ttsi_jax.config import RunConfig, check
 from ttsi_jax.errors import InputError
 from ttsi_jax.rules import RULES, adamw
+from ttsi_jax.rules.names import resolve
 from ttsi_jax.synthesis import SynthesisConfig, TeacherConfig
 from ttsi_jax.uncertainty import GateConfig
 
