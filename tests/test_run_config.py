@@ -72,7 +72,7 @@ IN_VAIN = [
     ({"adapt": replace(START, l2=0.1)}, "--adapt.l2 holds adapters near the model without any"),
     (
         {"gate": replace(GATE, score="channel"), "adapt": AdaptConfig(adapters=2, combine="likelihood")},
-        "--gate.score channel gives scores that no adapter changes",
+        "--adapt.combine likelihood needs scores that adapters change: not with --gate.score channel",
     ),
 ]
 
