@@ -71,6 +71,10 @@ IN_VAIN = [
     ({"adapt": replace(START, measure=("seeds",))}, "seeds compares adapters that begin differently"),
     ({"adapt": replace(START, l2=0.1)}, "--adapt.l2 holds adapters near the model without any"),
     (
+        {"gate": replace(GATE, score="channel"), "adapt": AdaptConfig(accept=("repairs", "margin"))},
+        "--adapt.accept margin needs scores that adapters change: not with --gate.score channel",
+    ),
+    (
         {"gate": replace(GATE, score="channel"), "adapt": AdaptConfig(adapters=2, combine="likelihood")},
         "--adapt.combine likelihood needs scores that adapters change: not with --gate.score channel",
     ),

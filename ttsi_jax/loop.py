@@ -109,13 +109,13 @@ def run(
     check(config)
     weights = weights_of(model)
     described = weights | {"task": task.name, "inputs": task.fingerprint}
-    layout = Layout(model.config, mesh_of(model.params))
+    layout, bounds = Layout(model.config, mesh_of(model.params)), list[str]()  # why it is an upper bound, where it is
     with CompileClock() as clock, layout.current():
         found = find_parts(config, parts, data)
         if isinstance(found.synthesizer, Collection):
             described |= {"pairs": found.synthesizer.checksum}
             if found.synthesizer.upper_bound is not None and config.method != "base":
-                described |= {"upper_bound": found.synthesizer.upper_bound}
+                bounds.append(found.synthesizer.upper_bound)
             for note in found.synthesizer.notes:
                 tell(note)
         if parts or ":" in config.adapt.rule + config.adapt.loss:  # not the library's own: explain before anything runs
@@ -130,17 +130,18 @@ def run(
             if loop.trained_on.n_examples is not None:
                 described |= {"trained_on": loop.trained_on.n_examples}
             if n_seen := sum(fingerprint_of(one) in loop.trained_on.fingerprints for one in task.usable):
-                described |= {"upper_bound": f"trained on the labels of {n_seen} of its inputs"}
+                bounds.append(f"trained on the labels of {n_seen} of its inputs")
         if config.synthesis.label == "gold" and config.method != "base":
-            described |= {"upper_bound": "pairs are written for the function of each input's label"}
+            bounds.append("pairs are written for the function of each input's label")
         if out is not None and config.adapt.reset == "never" and not config.adapt.save:
             raise InputError("a run with --adapt.reset never can only be resumed with its adapters: add --adapt.save")
         if loop.labelled:
             described |= {"labelled": digest(loop.labelled)}
             chosen_by = {record.fingerprint for record in load_run(config.gate.labelled or "").records}
             if n_known := sum(fingerprint_of(one) in chosen_by for one in task.usable):
-                described |= {"upper_bound": f"tau is chosen by the labels of {n_known} of its inputs"}
-                tell(described["upper_bound"])
+                bounds.append(f"tau is chosen by the labels of {n_known} of its inputs")
+                tell(bounds[-1])
+        described |= {"upper_bound": "; ".join(bounds)} if bounds else {}
         if shard is not None and config.adapt.reset == "never":
             raise InputError(f"--adapt.reset never ties all inputs together: they cannot be divided (--shard {shard})")
         own = task if shard is None else part_of(task, shard)
