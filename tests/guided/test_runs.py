@@ -12,7 +12,7 @@ from ttsi_jax.answering import AnswerConfig, read_calls
 from ttsi_jax.config import RunConfig, automatic
 from ttsi_jax.errors import InputError
 from ttsi_jax.loop import run
-from ttsi_jax.synthesis import SynthesisConfig
+from ttsi_jax.synthesis import SynthesisConfig, Synthetic
 from ttsi_jax.tasks import Call, check_call
 from ttsi_jax.tasks.prompts import ANY_NUMBER
 
@@ -87,6 +87,16 @@ def test_a_named_function_is_the_only_one_that_a_guided_pair_may_call(form):
             assert all(valid(call, [likeliest]) for call in pair["calls"])
             labels += len(one.tools) > 1 and len(pair["calls"])
     assert labels
+
+
+def test_answers_that_a_loss_samples_call_the_pairs_function():
+    pytest.importorskip("llguidance")
+    config = replace(GUIDED, adapt=replace(GUIDED.adapt, loss="reinforce", samples=6))
+    config = replace(config, synthesis=replace(config.synthesis, checks=("schema",)))
+    pair = Synthetic("Say hi to Cy", (Call("greet", {"name": "Cy"}),))
+    [record] = run(MODEL, task_of(EXAMPLES[0]), config, synthesizer=lambda *_: pair).records
+    samples = record.synthetic[0]["samples"]
+    assert len(samples) == 6 and {read_calls(sample["text"])[0].name for sample in samples} == {"greet"}
 
 
 def test_where_several_calls_may_be_right_any_number_is_answered_and_pairs_hold_one():
