@@ -2,8 +2,9 @@
 
     python scripts/accept_rules.py runs/mine sealtools
 
-Of the run's adapted inputs that have a label: how many each rule accepts, the answers that were fixed and broken among
-them, and those that it reverts although they were fixed, or rightly since they were broken. `all` accepts everything.
+Of the run's adapted inputs that have a label (and whose training did not diverge, which every rule drops): how many
+each rule accepts, the answers that were fixed and broken among them, and those that it reverts although they were
+fixed, or rightly since they were broken. `all` accepts everything.
 """
 
 from __future__ import annotations

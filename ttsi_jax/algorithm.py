@@ -22,7 +22,7 @@ from ttsi_jax.checkpoints import LanguageModel
 from ttsi_jax.config import Parts, RunConfig
 from ttsi_jax.errors import InputError
 from ttsi_jax.model.lora import Adapter
-from ttsi_jax.quality.accept import gather, revert_reason
+from ttsi_jax.quality.accept import DIVERGED, gather, revert_reason
 from ttsi_jax.quality.agreement import same
 from ttsi_jax.runs.scores import plain
 from ttsi_jax.steps.outcome import Outcome, elect
@@ -113,7 +113,7 @@ class Algorithm(Writing):
             evidence=evidence.record(),
         )
         if fault := own.fault():
-            draft.note(reverted=True, reason=f"training diverged: {fault}")
+            draft.note(reverted=True, reason=f"{DIVERGED}: {fault}")
         elif why := revert_reason(evidence, settings.accept):
             draft.note(reverted=True, reason=f"not accepted: {why}")
         else:

@@ -11,7 +11,18 @@ from tiny_runs import ADD, EXAMPLES, GREET, TASK, settings, task_of, timeless, t
 from ttsi_jax.config import RunConfig, check
 from ttsi_jax.errors import InputError
 from ttsi_jax.loop import run
-from ttsi_jax.quality.accept import CONDITIONS, Case, Effect, Evidence, cases, effect, gather, revert_reason, rules
+from ttsi_jax.quality.accept import (
+    CONDITIONS,
+    DIVERGED,
+    Case,
+    Effect,
+    Evidence,
+    cases,
+    effect,
+    gather,
+    revert_reason,
+    rules,
+)
 from ttsi_jax.rules import adamw
 from ttsi_jax.runs.record import Record, from_json, to_json
 from ttsi_jax.synthesis import Synthetic
@@ -119,6 +130,7 @@ def test_the_cases_of_a_run():
         replace(own, reverted=True, call_correct_base=True, adapted_calls=None, evidence={"margin": 0.5}),
         replace(own, adapted_calls=[wrong]),
         replace(own, adapted=False),
+        replace(own, reverted=True, reason=f"{DIVERGED}: a loss is not finite"),  # no rule could keep it
         replace(own, call_correct_base=None),  # was left out of the run's accuracies
         replace(own, id="four"),  # has no label
     ]

@@ -23,6 +23,7 @@ from ttsi_jax.tasks import Example, Task, call_correct, check_call
 
 COLLAPSE = 0.5  # the share of the base's margin below which the adapter's has collapsed
 NEAR = 0.1  # nats per token that the adapted model may be away from the base on the prompt
+DIVERGED = "training diverged"  # how the reason begins where an adapter is dropped whatever the rule
 
 
 class Evidence(NamedTuple):
@@ -162,12 +163,14 @@ class Effect(NamedTuple):
 
 
 def cases(records: Iterable[Record], task: Task) -> list[Case]:
-    """The adapted inputs of a finished run that it judged, whatever its own rule made of them."""
+    """The adapted inputs of a finished run that it judged, whatever its own rule made of them; without those whose
+    training diverged, which no rule could keep."""
     gold = {example.id: example.gold for example in task.examples}
     found = []
     for record in records:
         label, right_base = gold.get(record.id), record.call_correct_base
-        if record.adapted and label is not None and right_base is not None:
+        diverged = (record.reason or "").startswith(DIVERGED)
+        if record.adapted and not diverged and label is not None and right_base is not None:
             calls = judged(read_plain(record.adapted_calls), record.text_adapted, label)
             evidence = Evidence(**record.evidence)  # type: ignore[arg-type]
             found.append(Case(evidence, right_base, call_correct(calls, label)))
