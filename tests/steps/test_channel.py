@@ -114,6 +114,23 @@ def test_a_pair_of_another_function_is_dropped():
     assert all(pair["check"] == "channel" and best in pair["reason"] for pair in dropped)
 
 
+@pytest.mark.parametrize("own_tools", [(), (GREET, PING, ADD)])
+def test_pairs_that_are_checked_together(own_tools):
+    """Each is judged as it would be alone, among the input's functions or its own."""
+    requests = ["Add 4 and 5", "Hello Ann!", "Is anybody there?", "What is 4 and 5?"]
+    tools = own_tools or (ADD, GREET, PING)
+    best = [max(tools, key=lambda tool, own=own: alone(tool, own)).name for own in requests]
+    calls = {"add": Call("add", {"a": 4, "b": 5}), "greet": Call("greet", {"name": "Ann"}), "ping": Call("ping", {})}
+    drifted = {"add": "greet", "greet": "ping", "ping": "add"}
+    names = [best[0], drifted[best[1]], best[2], drifted[best[3]]]
+    pairs = [Synthetic(own, (calls[name],), tools=own_tools) for own, name in zip(requests, names, strict=True)]
+    synthesis = replace(settings().synthesis, checks=("schema", "channel"), k=4, candidates=4, tries=1)
+    task = task_of(replace(EXAMPLES[0], tools=(ADD, GREET, PING)))
+    [record] = run(MODEL, task, settings(synthesis=synthesis), synthesizer=lambda _, attempt: pairs[attempt]).records
+    found = {pair["query"]: pair["check"] for pair in record.synthetic}
+    assert found == dict(zip(requests, [None, "channel", None, "channel"], strict=True))
+
+
 def test_a_resumed_run_goes_on_with_the_same(judged, tmp_path):
     run(MODEL, TASK, JUDGED, out=tmp_path / "run")
     lines = (tmp_path / "run" / "records.jsonl").read_text().splitlines()

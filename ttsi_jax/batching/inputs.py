@@ -188,10 +188,11 @@ def longest_of_channel(example: Example, encoder: PromptEncoder) -> int:
     return max(prompts) + len(encoder.fragment(asked(example)))
 
 
-def channel_shape(before: Ids, rest: Ids, asked: Ids) -> Shape:
-    """What one of the noisy channel's prompts and the request are padded to; how all begin is computed once."""
+def channel_shape(before: Ids, rest: Ids, asked: Sequence[Ids], n: int) -> Shape:
+    """What one of the noisy channel's prompts and its requests, of which there may be n, are padded to; how all begin
+    is computed once."""
     prefix, suffix = _round_up(len(before), PREFIX_STEP), _round_up(len(rest), CHANNEL_STEP)
-    return Shape(prefix, suffix, 1, bucket(len(asked), CHANNEL_STEP), before)
+    return Shape(prefix, suffix, n, bucket(max(map(len, asked)), CHANNEL_STEP), before)
 
 
 def other_orders(example: Example, answer: Ids, encoder: PromptEncoder, n: int) -> tuple[Ids, ...]:

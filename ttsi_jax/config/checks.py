@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from ttsi_jax.errors import InputError
 from ttsi_jax.model.lora import TARGETS
 from ttsi_jax.quality.accept import CONDITIONS, SPEAK_FOR
-from ttsi_jax.quality.checks import CHECKS
+from ttsi_jax.quality.checks import ANSWERING, CHECKS
 from ttsi_jax.rules.names import choices
 from ttsi_jax.synthesis import check_key, check_sources, check_url
 from ttsi_jax.synthesis.augment import AUGMENTATIONS
@@ -35,7 +35,7 @@ def check(config: RunConfig) -> None:
         if refused:
             raise InputError(why)
     check_sources(config.method, config.source, config.synthesis)
-    if config.source == "training" and (asking := {"round-trip", "agreement"} & {*config.synthesis.checks}):
+    if config.source == "training" and (asking := {*ANSWERING} & {*config.synthesis.checks}):
         what = f"--synthesis.checks {' '.join(sorted(asking))}"
         raise InputError(f"{what}: the model is asked with the input's functions, a training file's pairs have others")
 

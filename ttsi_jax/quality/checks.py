@@ -65,6 +65,12 @@ def grounded(pair: Synthetic, evidence: Evidence) -> str | None:
     return None
 
 
+def channel(pair: Synthetic, evidence: Evidence) -> str | None:
+    """The call's function is the one that makes the request likeliest (noisy channel: Min et al., 2108.04106)."""
+    called = pair.calls[0].name
+    return None if called == evidence.function else f"the request is likelier for '{evidence.function}'"
+
+
 def round_trip(pair: Synthetic, evidence: Evidence) -> str | None:
     """The model, asked the request again, gives the same call (after Alberti et al., arXiv 1906.05416)."""
     return None if same(pair.calls, evidence.reread) else "the model answers the request with another call"
@@ -76,21 +82,16 @@ def agreement_of_labels(pair: Synthetic, evidence: Evidence) -> str | None:
     return None if share > AGREEING else f"{share:.0%} of {len(evidence.relabelled)} labels agree"
 
 
-def channel(pair: Synthetic, evidence: Evidence) -> str | None:
-    """The call's function is the one that makes the request likeliest (noisy channel: Min et al., 2108.04106)."""
-    called = pair.calls[0].name
-    return None if called == evidence.function else f"the request is likelier for '{evidence.function}'"
-
-
 CHECKS: dict[str, Check] = {  # in the order in which they are made
     "schema": schema,
     "copy": copy,
     "grounded": grounded,
-    "round-trip": round_trip,
     "channel": channel,
+    "round-trip": round_trip,
     "agreement": agreement_of_labels,
 }
-ASKING = ("round-trip", "channel", "agreement")  # those for which the model is asked the pair's request again
+ANSWERING = ("round-trip", "agreement")  # those for which the model answers the pair's request again
+ASKING = ("channel", *ANSWERING)  # those for which it is asked anything
 
 
 def examine(pair: Synthetic, evidence: Evidence, names: Sequence[str] = tuple(CHECKS)) -> Synthetic:

@@ -49,24 +49,27 @@ class Asking:
         draft.count(stage, said.n_tokens)
         return said
 
-    def request_likelihoods(self, draft: Draft, request: str, stage: str, tools: Sequence[Tool] = ()) -> Wanting:
-        """log P(request | function) of each of these functions (by default the input's), float32 [N] in nats: the noisy
-        channel.
+    def request_likelihoods(
+        self, draft: Draft, requests: Sequence[str], stage: str, tools: Sequence[Tool] = (), most: int = 1
+    ) -> Wanting:
+        """log P(request | function) of each of these functions (by default the input's), float32 [R, N] in nats: the
+        noisy channel. Each function is read once, with all R requests after it, padded to the `most` there may be.
 
         A small model tells what was asked for from what it could have been asked for much better than it writes the
         function's name after a list of all (Min et al., arXiv 2108.04106).
         """
-        asked, prompts = self.encoder.fragment(request), [*map(self.encoder.channel, tools or draft.example.tools)]
+        asked, prompts = (
+            [*map(self.encoder.fragment, requests)],
+            map(self.encoder.channel, tools or draft.example.tools),
+        )
 
-        def read(row: Row) -> Wanting:
-            log_likelihoods, _ = yield Score(draft, stage, row, [asked])
-            draft.count(stage, len(row.prefix) + len(row.suffix) + len(asked))
-            return float(log_likelihoods[0])
+        def read(before: Ids, rest: Ids) -> Wanting:
+            row = Row(before, rest, len(rest), draft.key, channel_shape(before, rest, asked, most))
+            log_likelihoods, _ = yield Score(draft, stage, row, asked)
+            draft.count(stage, len(before) + len(rest) + sum(map(len, asked)))
+            return log_likelihoods
 
-        shapes = [channel_shape(before, rest, asked) for before, rest in prompts]
-        own = zip(prompts, shapes, strict=True)
-        rows = [Row(before, rest, len(rest), draft.key, shape) for (before, rest), shape in own]
-        return np.array((yield Together([read(row) for row in rows])), np.float32)
+        return np.stack((yield Together([read(*prompt) for prompt in prompts])), axis=1)
 
     def likeliest(self, draft: Draft) -> Tool:
         """The function that makes the input's request likeliest."""

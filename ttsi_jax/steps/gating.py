@@ -38,7 +38,7 @@ class Gating(Asking):
         """Notes the base's answer; returns the candidates' log-likelihoods [N], and how certain the answer is where the
         estimator judges that (else None). For an input that adapts the answer is a measurement, and timed apart."""
         if self.config.asks_channel:
-            found = yield from self.request_likelihoods(draft, asked(draft.example), "score")
+            [found] = yield from self.request_likelihoods(draft, [asked(draft.example)], "score")
             draft.note(channel=found.tolist())
         reads = yield from self.read_all(draft, "score", draft.in_orders(self.answer_row(draft)))
         text, samples, orders = yield from self.answer(draft, reads, "base_answer")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
+from itertools import groupby
 
 import numpy as np
 
@@ -17,7 +18,7 @@ from ttsi_jax.checkpoints import LanguageModel
 from ttsi_jax.config import Parts, RunConfig
 from ttsi_jax.errors import InputError
 from ttsi_jax.model.generation import Sampling
-from ttsi_jax.quality.checks import ASKING, Evidence, examine, examine_again
+from ttsi_jax.quality.checks import ANSWERING, ASKING, Evidence, examine, examine_again
 from ttsi_jax.quality.confidence import call_tokens
 from ttsi_jax.quality.grounding import ungrounded
 from ttsi_jax.rules.extras import corrupted, reward
@@ -52,6 +53,7 @@ class Writing(Gating):
         while room() and n_written < max(n, settings.candidates) * settings.tries and not ended:
             attempts = range(n_written, n_written + settings.candidates)
             pairs = yield Together([self.attempt(draft, number) for number in attempts])
+            pairs = yield from self.ask_again(draft, pairs, attempts)
             if len(pairs) > 1:
                 pairs = yield from best_first(draft, pairs, partial(self.training_pair, draft), settings.diversity)
             for pair in pairs:
@@ -65,21 +67,22 @@ class Writing(Gating):
             draft.note(reason=last if ended else f"no usable pair in {n_written} tries")
 
     def attempt(self, draft: Draft, number: int) -> Wanting:
-        """One pair, labelled and checked; every attempt has its own random numbers."""
-        if self.config.synthesis.label == "gold" and self.named(draft) is None:
+        """One pair, labelled, and checked without asking the model; every attempt has its own random numbers."""
+        settings = self.config.synthesis
+        if settings.label == "gold" and self.named(draft) is None:
             return Synthetic("", (), NO_GOLD, last=True)
         pair = yield from self.write(draft, number)
-        if self.config.synthesis.label == "gold":
+        if settings.label == "gold":
             pair = pair._replace(seen=True)
-        if not pair.calls and "copy" in self.config.synthesis.checks:
+        if not pair.calls and "copy" in settings.checks:
             pair = examine(pair, self.evidence(draft, pair), ["copy"])  # a copy needs no label
         if not (pair.calls or pair.reason):
             pair = yield from self.label(draft, pair)
         if (tool := self.named(draft)) and any(call.name != tool.name for call in pair.calls):
             pair = pair._replace(reason=pair.reason or f"it was to be written for '{tool.name}'")
-        if self.config.synthesis.skip_values and len(pair.calls) == 1:
+        if settings.skip_values and len(pair.calls) == 1:
             pair = skipping(pair, pair.tools or draft.example.tools)
-        return (yield from self.examine(draft, pair, number))
+        return examine(pair, self.evidence(draft, pair), [own for own in settings.checks if own not in ASKING])
 
     def write(self, draft: Draft, attempt: int) -> Wanting:
         """A pair from the model or from elsewhere."""
@@ -141,7 +144,7 @@ class Writing(Gating):
         row = self.opened_row(draft, self.label_prompt(draft, pair), answerer, *purpose)
         log_likelihoods, prompt = yield from self.read(draft, "synthesize", row)
         if tool is None and self.config.gate.score == "channel":  # of this request, not of the input's own
-            scores = yield from self.request_likelihoods(draft, pair.query, "synthesize")
+            [scores] = yield from self.request_likelihoods(draft, [pair.query], "synthesize")
         else:
             scores = self.scores(draft, log_likelihoods)
         among, tool = [tool] if tool else draft.example.tools, tool or draft.tool(draft.best(scores))
@@ -171,27 +174,42 @@ class Writing(Gating):
         told = naming(told, named) if told and named else told
         return Evidence(example.query, pair.tools or example.tools, kept, told)
 
-    def examine(self, draft: Draft, pair: Synthetic, number: int) -> Wanting:
-        """The pair, with the reason to drop it where a check finds one. The model answers the pair's request again only
-        where a check asks for that and the others found nothing."""
-        checks, evidence = self.config.synthesis.checks, self.evidence(draft, pair)
-        pair = examine(pair, evidence, [name for name in checks if name not in ASKING])
-        asking = [name for name in checks if name in ASKING]
-        if pair.reason or not asking:
+    def ask_again(self, draft: Draft, pairs: Sequence[Synthetic], attempts: Sequence[int]) -> Wanting:
+        """The pairs, with the reasons to drop them that are found by asking the model, which it is only about those in
+        which nothing else was found."""
+        checks = self.config.synthesis.checks
+        if "channel" in checks:
+            pairs = yield from self.ask_channel(draft, pairs)
+        if not {*checks} & {*ANSWERING}:
+            return pairs
+        return (yield Together([self.answer_again(draft, *own) for own in zip(pairs, attempts, strict=True)]))
+
+    def ask_channel(self, draft: Draft, pairs: Sequence[Synthetic]) -> Wanting:
+        """The check `channel`: of all pairs about the same functions at once."""
+        checked, most = [*pairs], self.config.synthesis.candidates
+        unchecked = [place for place, pair in enumerate(pairs) if not pair.reason]
+        for tools, group in groupby(unchecked, lambda place: pairs[place].tools or draft.example.tools):
+            places = [*group]
+            requests = [pairs[place].query for place in places]
+            scores = yield from self.request_likelihoods(draft, requests, "synthesize", tools, most)
+            for place, own in zip(places, scores, strict=True):
+                evidence = self.evidence(draft, pairs[place])._replace(function=tools[int(np.argmax(own))].name)
+                checked[place] = examine(pairs[place], evidence, ["channel"])
+        return checked
+
+    def answer_again(self, draft: Draft, pair: Synthetic, number: int) -> Wanting:
+        """The checks for which the model answers the pair's request again."""
+        if pair.reason:
             return pair
-        if "channel" in asking:
-            tools = pair.tools or draft.example.tools
-            scores = yield from self.request_likelihoods(draft, pair.query, "synthesize", tools)
-            evidence = evidence._replace(function=tools[int(np.argmax(scores))].name)
-            if asking == ["channel"]:
-                return examine(pair, evidence, asking)
-        purpose, n = (CHECKING, number), self.config.synthesis.labels * ("agreement" in asking)
+        settings, evidence = self.config.synthesis, self.evidence(draft, pair)
+        checks = [name for name in settings.checks if name in ANSWERING]
+        purpose, n = (CHECKING, number), settings.labels * ("agreement" in checks)
         try:
             text, _, samples = yield from self.reply(draft, pair, self.parts.answerer, *purpose, n_samples=n)
         except InputError as error:
             return pair._replace(reason=str(error))
         evidence = evidence._replace(reread=read_calls(text), relabelled=[*map(read_calls, samples)])
-        return examine(pair, evidence, asking)
+        return examine(pair, evidence, checks)
 
     def keep_if_good(self, draft: Draft, pair: Synthetic) -> Synthetic:
         """Records a pair with the outcome of its checks, and makes a training sequence of a good one."""
