@@ -11,7 +11,7 @@ import numpy as np
 
 from ttsi_jax.answering import KEYS, LINE, TEXT, Answerer, Slot, call_ids, read_calls
 from ttsi_jax.batching.inputs import CHECKING, SAMPLES, SYNTHESIS, Draft, nameable
-from ttsi_jax.batching.lanes import Work
+from ttsi_jax.batching.lanes import Prompt, Work
 from ttsi_jax.batching.schedule import Ask, Together, Wanting
 from ttsi_jax.batching.waves import Ids, Pair
 from ttsi_jax.checkpoints import LanguageModel
@@ -52,7 +52,8 @@ class Writing(Gating):
         room = lambda: n - len(draft.pairs) - bool(draft.held_out)  # noqa: E731
         while room() and n_written < max(n, settings.candidates) * settings.tries and not ended:
             attempts = range(n_written, n_written + settings.candidates)
-            pairs = yield Together([self.attempt(draft, number) for number in attempts])
+            pairs = yield from self.write(draft, attempts)
+            pairs = yield Together([self.examine(draft, pair) for pair in pairs])
             pairs = yield from self.ask_again(draft, pairs, attempts)
             if len(pairs) > 1:
                 pairs = yield from best_first(draft, pairs, partial(self.training_pair, draft), settings.diversity)
@@ -66,29 +67,24 @@ class Writing(Gating):
             last = draft.record.synthetic[-1]["reason"]
             draft.note(reason=last if ended else f"no usable pair in {n_written} tries")
 
-    def attempt(self, draft: Draft, number: int) -> Wanting:
-        """One pair, labelled, and checked without asking the model; every attempt has its own random numbers."""
-        settings = self.config.synthesis
-        if settings.label == "gold" and self.named(draft) is None:
-            return Synthetic("", (), NO_GOLD, last=True)
-        pair = yield from self.write(draft, number)
-        if settings.label == "gold":
-            pair = pair._replace(seen=True)
-        if not pair.calls and "copy" in settings.checks:
-            pair = examine(pair, self.evidence(draft, pair), ["copy"])  # a copy needs no label
-        if not (pair.calls or pair.reason):
-            pair = yield from self.label(draft, pair)
-        if (tool := self.named(draft)) and any(call.name != tool.name for call in pair.calls):
-            pair = pair._replace(reason=pair.reason or f"it was to be written for '{tool.name}'")
-        if settings.skip_values and len(pair.calls) == 1:
-            pair = skipping(pair, pair.tools or draft.example.tools)
-        return examine(pair, self.evidence(draft, pair), [own for own in settings.checks if own not in ASKING])
+    def write(self, draft: Draft, attempts: Sequence[int]) -> Wanting:
+        """A pair of each attempt, from the model, which reads once what asks for them, or from elsewhere; every attempt
+        has its own random numbers."""
+        synthesizer, gold = self.parts.synthesizer, self.config.synthesis.label == "gold"
+        if gold and self.named(draft) is None:
+            return [Synthetic("", (), NO_GOLD, last=True)] * len(attempts)
+        if isinstance(synthesizer, Synthesizer):
+            _, prompt = yield from self.read(draft, "synthesize", draft.row(self.request(draft), SYNTHESIS))
+            prompts = [prompt._replace(key=draft.key_for(SYNTHESIS, number)) for number in attempts]
+            parts = [self.decode_pair(draft, synthesizer, own) for own in prompts]
+        else:
+            parts = [ask(draft, number) for number in attempts]
+        pairs: list[Synthetic] = yield Together(parts)
+        return [pair._replace(seen=True) for pair in pairs] if gold else pairs
 
-    def write(self, draft: Draft, attempt: int) -> Wanting:
-        """A pair from the model or from elsewhere."""
-        synthesizer, settings = self.parts.synthesizer, self.config.synthesis
-        if not isinstance(synthesizer, Synthesizer):
-            return (yield Ask(draft, "synthesize", attempt))
+    def decode_pair(self, draft: Draft, synthesizer: Synthesizer, prompt: Prompt) -> Wanting:
+        """The pair that the model writes after the prompt."""
+        settings = self.config.synthesis
         slot = Slot(TEXT, limit=self.config.answer.max_tokens)
         if synthesizer.line:
             slot = Slot(LINE, limit=settings.max_tokens)
@@ -97,7 +93,6 @@ class Writing(Gating):
             guide = self.guide(draft, synthesizer, slot.limit, [named] if named else None)
         except InputError as error:
             return Synthetic("", (), str(error))
-        _, prompt = yield from self.read(draft, "synthesize", draft.row(self.request(draft), SYNTHESIS, attempt))
         work = Work(prompt, [slot], Sampling(settings.temperature, settings.top_p), guide=guide)
         said = yield from self.decode(draft, "synthesize", work)
         if not said.finite:
@@ -107,6 +102,19 @@ class Writing(Gating):
             what = "request" if synthesizer.line else "pair"
             pair = pair._replace(reason=f"the {what} was cut at {slot.limit} tokens")
         return pair
+
+    def examine(self, draft: Draft, pair: Synthetic) -> Wanting:
+        """The pair, labelled, and checked without asking the model about it."""
+        settings = self.config.synthesis
+        if not pair.calls and "copy" in settings.checks:
+            pair = examine(pair, self.evidence(draft, pair), ["copy"])  # a copy needs no label
+        if not (pair.calls or pair.reason):
+            pair = yield from self.label(draft, pair)
+        if (tool := self.named(draft)) and any(call.name != tool.name for call in pair.calls):
+            pair = pair._replace(reason=pair.reason or f"it was to be written for '{tool.name}'")
+        if settings.skip_values and len(pair.calls) == 1:
+            pair = skipping(pair, pair.tools or draft.example.tools)
+        return examine(pair, self.evidence(draft, pair), [name for name in settings.checks if name not in ASKING])
 
     def request(self, draft: Draft) -> Ids:
         """The prompt to write a pair, for the function that is named in it where one is."""
@@ -298,6 +306,11 @@ class Writing(Gating):
         draft.pairs[-1] = newest._replace(samples=(*newest.samples, ids), rewards=(*newest.rewards, value))
         samples = [*entry.get("samples", []), {"text": text, "reward": value}]
         draft.note(synthetic=[*draft.record.synthetic[:-1], {**entry, "samples": samples}])
+
+
+def ask(draft: Draft, attempt: int) -> Wanting:
+    """A pair from elsewhere."""
+    return (yield Ask(draft, "synthesize", attempt))
 
 
 def skipping(pair: Synthetic, tools: Sequence[Tool]) -> Synthetic:
