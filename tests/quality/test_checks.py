@@ -69,6 +69,9 @@ def test_grounded_round_trip_and_agreement():
     assert "another call" in reason("round-trip", reread=[Call("add", {"a": 4, "b": 6})])
     assert reason("agreement", relabelled=[[SUM], None]) == "50% of 2 labels agree"
     assert reason("channel", function="greet") == "the request is likelier for 'greet'"
+    unlabelled = GOOD._replace(calls=())
+    assert reason("channel", unlabelled, named="add") is None
+    assert reason("channel", unlabelled, named="greet") == "the request is likelier for 'add'"
 
 
 def test_evidence_that_was_not_gathered_speaks_for_nothing():

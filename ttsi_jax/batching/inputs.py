@@ -36,7 +36,8 @@ from ttsi_jax.tasks.prompts import (
 )
 
 PREFIX_STEP, SUFFIX_STEP = 32, 16  # lengths are rounded up to these
-CHANNEL_STEP = 64  # likewise of functions in the noisy channel, whatever the input's bucket is; smallest of requests
+CHANNEL_STEP = 64  # likewise of functions in the noisy channel, whatever the input's bucket is
+REQUEST_SIZES = 32  # smallest bucket of the requests after them
 CHARACTERS_PER_TOKEN = 16  # more than a text has, on average
 BUCKET_COST = 32_768  # padded prefix tokens, read once, that another bucket's programs are worth: a minute on two cores
 
@@ -192,7 +193,7 @@ def channel_shape(before: Ids, rest: Ids, asked: Sequence[Ids], n: int) -> Shape
     """What one of the noisy channel's prompts and its requests, of which there may be n, are padded to; how all begin
     is computed once."""
     prefix, suffix = _round_up(len(before), PREFIX_STEP), _round_up(len(rest), CHANNEL_STEP)
-    return Shape(prefix, suffix, n, bucket(max(map(len, asked)), CHANNEL_STEP), before)
+    return Shape(prefix, suffix, n, bucket(max(map(len, asked)), REQUEST_SIZES), before)
 
 
 def other_orders(example: Example, answer: Ids, encoder: PromptEncoder, n: int) -> tuple[Ids, ...]:

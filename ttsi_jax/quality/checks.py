@@ -27,6 +27,7 @@ class Evidence(NamedTuple):
     tools: Sequence[Tool]
     kept: Sequence[str] = ()  # requests of the input's pairs that were kept
     told: str = ""  # the instruction that the model was given, which it may have echoed
+    named: str | None = None  # the function that was named in it
     reread: Answer = None  # the model's own answer to the pair's request
     relabelled: Sequence[Answer] = ()  # n sampled answers to it
     function: str | None = None  # the one that makes the pair's request likeliest
@@ -66,8 +67,9 @@ def grounded(pair: Synthetic, evidence: Evidence) -> str | None:
 
 
 def channel(pair: Synthetic, evidence: Evidence) -> str | None:
-    """The call's function is the one that makes the request likeliest (noisy channel: Min et al., 2108.04106)."""
-    called = pair.calls[0].name
+    """The function that is called, or was named where there is no call yet, is the one that makes the request likeliest
+    (noisy channel: Min et al., 2108.04106)."""
+    called = pair.calls[0].name if pair.calls else evidence.named
     return None if called == evidence.function else f"the request is likelier for '{evidence.function}'"
 
 

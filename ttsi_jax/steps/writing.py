@@ -53,8 +53,12 @@ class Writing(Gating):
         while room() and n_written < max(n, settings.candidates) * settings.tries and not ended:
             attempts = range(n_written, n_written + settings.candidates)
             pairs = yield from self.write(draft, attempts)
+            if self.named(draft):  # a request for another function needs no label
+                pairs = yield from self.ask_channel(draft, pairs)
             pairs = yield Together([self.examine(draft, pair) for pair in pairs])
-            pairs = yield from self.ask_again(draft, pairs, attempts)
+            if not self.named(draft):
+                pairs = yield from self.ask_channel(draft, pairs)
+            pairs = yield Together([self.answer_again(draft, *own) for own in zip(pairs, attempts, strict=True)])
             if len(pairs) > 1:
                 pairs = yield from best_first(draft, pairs, partial(self.training_pair, draft), settings.diversity)
             for pair in pairs:
@@ -80,7 +84,9 @@ class Writing(Gating):
         else:
             parts = [ask(draft, number) for number in attempts]
         pairs: list[Synthetic] = yield Together(parts)
-        return [pair._replace(seen=True) for pair in pairs] if gold else pairs
+        pairs = [pair._replace(seen=True) for pair in pairs] if gold else pairs
+        early = [name for name in self.config.synthesis.checks if name == "copy"]  # which needs no label
+        return [pair if pair.calls else examine(pair, self.evidence(draft, pair), early) for pair in pairs]
 
     def decode_pair(self, draft: Draft, synthesizer: Synthesizer, prompt: Prompt) -> Wanting:
         """The pair that the model writes after the prompt."""
@@ -106,8 +112,6 @@ class Writing(Gating):
     def examine(self, draft: Draft, pair: Synthetic) -> Wanting:
         """The pair, labelled, and checked without asking the model about it."""
         settings = self.config.synthesis
-        if not pair.calls and "copy" in settings.checks:
-            pair = examine(pair, self.evidence(draft, pair), ["copy"])  # a copy needs no label
         if not (pair.calls or pair.reason):
             pair = yield from self.label(draft, pair)
         if (tool := self.named(draft)) and any(call.name != tool.name for call in pair.calls):
@@ -180,22 +184,14 @@ class Writing(Gating):
         kept = [other["query"] for other in draft.record.synthetic if other["accepted"]]
         told, named = synthesizer.prompt(example)[0] if isinstance(synthesizer, Synthesizer) else "", self.named(draft)
         told = naming(told, named) if told and named else told
-        return Evidence(example.query, pair.tools or example.tools, kept, told)
-
-    def ask_again(self, draft: Draft, pairs: Sequence[Synthetic], attempts: Sequence[int]) -> Wanting:
-        """The pairs, with the reasons to drop them that are found by asking the model, which it is only about those in
-        which nothing else was found."""
-        checks = self.config.synthesis.checks
-        if "channel" in checks:
-            pairs = yield from self.ask_channel(draft, pairs)
-        if not {*checks} & {*ANSWERING}:
-            return pairs
-        return (yield Together([self.answer_again(draft, *own) for own in zip(pairs, attempts, strict=True)]))
+        return Evidence(example.query, pair.tools or example.tools, kept, told, named and named.name)
 
     def ask_channel(self, draft: Draft, pairs: Sequence[Synthetic]) -> Wanting:
-        """The check `channel`: of all pairs about the same functions at once."""
+        """The pairs after the check `channel`, where it is made: of all that are about the same functions at once."""
+        if "channel" not in self.config.synthesis.checks:
+            return pairs
         checked, most = [*pairs], self.config.synthesis.candidates
-        unchecked = [place for place, pair in enumerate(pairs) if not pair.reason]
+        unchecked = [place for place, pair in enumerate(pairs) if pair.query and not pair.reason]
         for tools, group in groupby(unchecked, lambda place: pairs[place].tools or draft.example.tools):
             places = [*group]
             requests = [pairs[place].query for place in places]
@@ -206,11 +202,11 @@ class Writing(Gating):
         return checked
 
     def answer_again(self, draft: Draft, pair: Synthetic, number: int) -> Wanting:
-        """The checks for which the model answers the pair's request again."""
-        if pair.reason:
-            return pair
+        """The pair after the checks for which the model answers its request again, where they are made."""
         settings, evidence = self.config.synthesis, self.evidence(draft, pair)
         checks = [name for name in settings.checks if name in ANSWERING]
+        if pair.reason or not checks:
+            return pair
         purpose, n = (CHECKING, number), settings.labels * ("agreement" in checks)
         try:
             text, _, samples = yield from self.reply(draft, pair, self.parts.answerer, *purpose, n_samples=n)
