@@ -13,7 +13,9 @@ PRESETS: dict[str, RunConfig] = {
     # Measured in docs/quality.md: only what cannot be right is adapted, and only what may be right replaces it.
     "recommended": RunConfig(
         gate=GateConfig(estimator="soundness"),
-        synthesis=SynthesisConfig(k=2, candidates=4, label="channel", checks=("schema", "copy", "grounded", "channel")),
+        synthesis=SynthesisConfig(
+            k=2, candidates=4, label="channel", checks=("schema", "copy", "channel"), skip_values=True
+        ),
         adapt=AdaptConfig(scope="suffix", lr=5e-4, accept=("repairs",)),
         answer=AnswerConfig(form="keys", judge="channel"),
     ),
