@@ -131,6 +131,39 @@ def test_pairs_that_are_checked_together(own_tools):
     assert found == dict(zip(requests, [None, "channel", None, "channel"], strict=True))
 
 
+@pytest.mark.parametrize("label", ["channel", "scoring"])
+def test_a_request_that_drifted_is_not_labelled_where_it_is_known_what_it_should_ask_for(label):
+    requests = ["Add 4 and 5", "Hello Ann!", "Is anybody there?", "What is 4 and 5?"]
+    tools, example = (ADD, GREET, PING), replace(EXAMPLES[0], tools=(ADD, GREET, PING))
+    best = [max(tools, key=lambda tool, own=own: alone(tool, own)).name for own in (asked(example), *requests)]
+    own = [best[0] == other for other in best[1:]]
+    assert not all(own)
+    synthesis = replace(settings().synthesis, checks=("schema", "channel"), label=label, candidates=4, tries=1)
+    source = lambda _, attempt: Synthetic(requests[attempt], ())  # noqa: E731
+    [record] = run(MODEL, task_of(example), settings(synthesis=synthesis), synthesizer=source).records
+    found = {pair["query"]: pair for pair in record.synthetic}
+    labelled = [bool(found[request]["calls"]) for request in requests]
+    assert labelled == (own if label == "channel" else [True] * 4)
+    if label == "channel":
+        assert [found[request]["check"] == "channel" for request in requests] == [not fits for fits in own]
+
+
+def test_a_function_is_read_once_for_all_requests():
+    """Where each of them drifted, nothing else is read."""
+    tools = (ADD, GREET, PING)
+    calls = {"add": Call("add", {"a": 4, "b": 5}), "greet": Call("greet", {"name": "Ann"}), "ping": Call("ping", {})}
+    requests = ["Add 4 and 5", "Hello Ann!", "What is 4 and 5?"]
+    least = [min(tools, key=lambda tool, own=own: alone(tool, own)).name for own in requests]
+    pairs = [Synthetic(own, (calls[name],)) for own, name in zip(requests, least, strict=True)]
+    synthesis = replace(settings().synthesis, checks=("schema", "channel"), candidates=3, tries=1)
+    task = task_of(replace(EXAMPLES[0], tools=tools))
+    [record] = run(MODEL, task, settings(synthesis=synthesis), synthesizer=lambda _, attempt: pairs[attempt]).records
+    assert [pair["check"] for pair in record.synthetic] == ["channel"] * 3
+    functions = [sum(map(len, ENCODER.channel(tool))) for tool in tools]
+    n_asked = sum(len(ENCODER.fragment(request)) for request in requests)
+    assert record.tokens["synthesize"] == sum(functions) + len(tools) * n_asked
+
+
 def test_a_resumed_run_goes_on_with_the_same(judged, tmp_path):
     run(MODEL, TASK, JUDGED, out=tmp_path / "run")
     lines = (tmp_path / "run" / "records.jsonl").read_text().splitlines()

@@ -1,5 +1,6 @@
 """What the model is asked for the sake of quality, in whole runs."""
 
+from collections import Counter
 from dataclasses import replace
 from functools import partial
 
@@ -7,10 +8,13 @@ import numpy as np
 import pytest
 
 from tiny_runs import ADD, EXAMPLES, GREET, TASK, settings, task_of, tiny_model
+from ttsi_jax.batching.inputs import prepare
+from ttsi_jax.batching.waves import Waves
 from ttsi_jax.loop import run
 from ttsi_jax.quality.choice import similarity
-from ttsi_jax.synthesis import Synthetic
+from ttsi_jax.synthesis import REQUEST, Synthetic
 from ttsi_jax.tasks import Call
+from ttsi_jax.tasks.prompts import PromptEncoder
 
 MODEL = tiny_model()
 WARM = replace(settings().synthesis, temperature=1.5)
@@ -67,6 +71,20 @@ def test_candidates_are_the_attempts_of_a_run_that_writes_one_after_another():
         assert sum(pair["accepted"] for pair in own.synthetic) == bool(own.adapted)
     [alone] = run(MODEL, task_of(EXAMPLES[1]), many).records
     assert alone.synthetic == found[1].synthetic
+
+
+def test_what_asks_for_pairs_is_read_once_for_all_candidates(monkeypatch):
+    config = replace(settings(), synthesis=replace(WARM, k=4, candidates=4, tries=1, checks=("schema",)))
+    encoder, read, score = PromptEncoder(MODEL.tokenizer), Counter(), Waves.score
+    draft = prepare(ONE.examples[0], "task", encoder, config, MODEL.config.context_length, REQUEST)
+
+    def counting(self, rows, *others):
+        read.update((row.prefix, row.suffix) for row in rows)
+        return score(self, rows, *others)
+
+    monkeypatch.setattr(Waves, "score", counting)
+    [record] = run(MODEL, ONE, config).records
+    assert len(record.synthetic) == 4 and read[draft.prefix, draft.requests[0]] == 1
 
 
 def test_rounds_go_on_until_there_are_enough():

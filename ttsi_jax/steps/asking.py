@@ -58,10 +58,8 @@ class Asking:
         A small model tells what was asked for from what it could have been asked for much better than it writes the
         function's name after a list of all (Min et al., arXiv 2108.04106).
         """
-        asked, prompts = (
-            [*map(self.encoder.fragment, requests)],
-            map(self.encoder.channel, tools or draft.example.tools),
-        )
+        asked = [self.encoder.fragment(request) for request in requests]
+        prompts = [self.encoder.channel(tool) for tool in tools or draft.example.tools]
 
         def read(before: Ids, rest: Ids) -> Wanting:
             row = Row(before, rest, len(rest), draft.key, channel_shape(before, rest, asked, most))

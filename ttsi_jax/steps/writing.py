@@ -191,6 +191,7 @@ class Writing(Gating):
         if "channel" not in self.config.synthesis.checks:
             return pairs
         checked, most = [*pairs], self.config.synthesis.candidates
+        # An empty request, which `schema` drops, is equally likely for every function.
         unchecked = [place for place, pair in enumerate(pairs) if pair.query and not pair.reason]
         for tools, group in groupby(unchecked, lambda place: pairs[place].tools or draft.example.tools):
             places = [*group]
@@ -203,7 +204,7 @@ class Writing(Gating):
 
     def answer_again(self, draft: Draft, pair: Synthetic, number: int) -> Wanting:
         """The pair after the checks for which the model answers its request again, where they are made."""
-        settings, evidence = self.config.synthesis, self.evidence(draft, pair)
+        settings = self.config.synthesis
         checks = [name for name in settings.checks if name in ANSWERING]
         if pair.reason or not checks:
             return pair
@@ -212,8 +213,8 @@ class Writing(Gating):
             text, _, samples = yield from self.reply(draft, pair, self.parts.answerer, *purpose, n_samples=n)
         except InputError as error:
             return pair._replace(reason=str(error))
-        evidence = evidence._replace(reread=read_calls(text), relabelled=[*map(read_calls, samples)])
-        return examine(pair, evidence, checks)
+        again = {"reread": read_calls(text), "relabelled": [*map(read_calls, samples)]}
+        return examine(pair, self.evidence(draft, pair)._replace(**again), checks)
 
     def keep_if_good(self, draft: Draft, pair: Synthetic) -> Synthetic:
         """Records a pair with the outcome of its checks, and makes a training sequence of a good one."""
