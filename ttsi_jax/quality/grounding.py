@@ -29,7 +29,8 @@ _WORDS = {word: n for n, word in enumerate(_ONES)} | {word: 10 * n for n, word i
 _WORDS |= {word: n for n, word in enumerate(_ORDINALS, 1)}
 _MONTHS = "january february march april may june july august september october november december".split()
 _RELATIVE_DATES = {"today", "tonight", "tomorrow", "yesterday", "now", "current", "currently", "next", "last", "this"}
-_RELATIVE_DATES |= {"week", "weekend", "month", "year", "morning", "evening", "night", "recent", "latest", "upcoming"}
+_RELATIVE_DATES |= {"weekend", "morning", "evening", "night", "recent", "latest", "upcoming"}
+_RELATIVE_DATES |= {unit + end for unit in ("day", "week", "month", "year") for end in ("", "s")}
 _RELATIVE_DATES |= {f"{day}day" for day in ("mon", "tues", "wednes", "thurs", "fri", "satur", "sun")}
 _NUMBER = re.compile(r"\d[\d,]*(?:\.\d+)?|\.\d+")
 _DATE = re.compile(r"(\d{4})[-/.](\d{1,2})[-/.](\d{1,2})|(\d{1,2})[-/.](\d{1,2})[-/.](\d{4})")
@@ -102,8 +103,7 @@ class _Request:
     def _date(self, year: int, month: int, day: int) -> bool:
         if _RELATIVE_DATES.intersection(self.words):
             return True
-        parts = {year: year in self.numbers, month: month in self.numbers, day: day in self.numbers}
-        return sum(parts.values()) >= min(2, len(parts))
+        return sum(part in self.numbers for part in (year, month, day)) >= 2
 
 
 def _leaves(value: Any) -> Iterator[Any]:
@@ -118,7 +118,8 @@ def _leaves(value: Any) -> Iterator[Any]:
 
 def _proposed(value: Any, schema: Mapping[str, Any]) -> bool:
     """Whether the schema itself names the value."""
-    inner = [schema.get("items"), *schema.get("properties", {}).values(), *schema.get("anyOf", ())]
+    inner = [schema.get("items"), *schema.get("properties", {}).values()]
+    inner += [option for key in ("anyOf", "oneOf", "allOf") for option in schema.get(key, ())]
     named = [*schema.get("enum", ()), *([schema["default"]] if "default" in schema else [])]
     return value in named or any(_proposed(value, each) for each in inner if isinstance(each, Mapping))
 
