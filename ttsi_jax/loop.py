@@ -31,7 +31,7 @@ from ttsi_jax.checkpoints.int8 import storage
 from ttsi_jax.checkpoints.peft import WEIGHTS, load_start
 from ttsi_jax.config import Parts, RunConfig, automatic, check, find_parts
 from ttsi_jax.errors import InputError
-from ttsi_jax.quality.confidence import CallEstimator
+from ttsi_jax.quality.confidence import CALL_ESTIMATORS, CallEstimator
 from ttsi_jax.quality.thresholds import Chosen, Labelled, automatic_tau, labelled
 from ttsi_jax.rules.identity import digest
 from ttsi_jax.runs.clock import CompileClock
@@ -126,7 +126,7 @@ def run(
         config, prefix_memory, takes = within(memory, model, task, layout, config, found, out, tell, n_passes)
         loop = Loop(model, config, progress, clock, found, shared, prefix_memory, n_passes)
         if config.adapt.start is not None:
-            described |= {"start": checksum([Path(config.adapt.start) / WEIGHTS])}
+            described |= start_of(config)
             if loop.trained_on.n_examples is not None:
                 described |= {"trained_on": loop.trained_on.n_examples}
             if n_seen := sum(fingerprint_of(one) in loop.trained_on.fingerprints for one in task.usable):
@@ -182,6 +182,11 @@ def weights_of(model: LanguageModel) -> dict[str, Any]:
     return {"model": model.name, "checksum": model.checksum, "dtype": storage(model.params)}
 
 
+def start_of(config: RunConfig) -> dict[str, Any]:
+    """What it says of the adapter that a run starts from."""
+    return {"start": checksum([Path(config.adapt.start) / WEIGHTS])} if config.adapt.start is not None else {}
+
+
 def labelled_by(config: RunConfig, weights: dict[str, Any]) -> Labelled:
     """What the run that tau is chosen by (`--gate.labelled`) knows.
 
@@ -189,9 +194,15 @@ def labelled_by(config: RunConfig, weights: dict[str, Any]) -> Labelled:
         InputError: its certainties are not of the same kind as those of this run, or what `labelled` raises.
     """
     there = load_run(config.gate.labelled or "")
-    known, ours = (dict(flat(one)) for one in (there.config, weights | config.to_dict()))
-    for name in ("checksum", "dtype", "gate.estimator", "gate.score", "answer.form"):
-        if known.get(name) != ours[name]:
+    known, ours = (dict(flat(one)) for one in (there.config, weights | start_of(config) | config.to_dict()))
+    if there.summary is None:
+        raise InputError(f"--gate.labelled {config.gate.labelled}: the run is not finished")
+    names = ("checksum", "dtype", "start", "gate.estimator", "gate.score", "answer.form")
+    if config.gate.estimator in CALL_ESTIMATORS:  # which judge the answer
+        names += tuple(f"answer.{name}" for name in ("samples", "vote", "orders", "repair", "judge"))
+        names += ("gate.samples",)
+    for name in names:
+        if known.get(name) != ours.get(name):
             raise InputError(
                 f"--gate.labelled {config.gate.labelled}: its {name} is {known.get(name)}, here it is {ours[name]}; its"
                 " certainties say nothing about these"

@@ -85,6 +85,7 @@ def test_automatic():
     gains = ([0.1, 0.16, 0.17, 0.3], [1, -1, 1, 1])
     assert adapted(known, automatic_tau(values, labelled=gains).tau) == 3
     assert adapted(known, automatic_tau(values, 0.2, gains).tau) == 1
+    assert automatic_tau([0.2, 0.5], labelled=([0.3, 0.9], [1, 1])).tau > 0.9  # nothing caps it
     assert automatic_tau([]) == Chosen(NONE, "distribution")
 
 
@@ -145,5 +146,15 @@ def test_tau_from_a_labelled_run(tmp_path):
     ]
     with pytest.raises(InputError, match="its gate.estimator is margin, here it is token; its certainties say nothing"):
         run(MODEL, TASK, replace(config, gate=replace(config.gate, estimator="token")))
+    judged = replace(config, gate=replace(config.gate, estimator="soundness"))
+    sound = settings(**gate(select="all", estimator="soundness"))
+    run(MODEL, TASK, sound, out=tmp_path / "sound")
+    judged = replace(judged, gate=replace(judged.gate, labelled=str(tmp_path / "sound")))
+    assert run(MODEL, TASK, judged).summary["tau_by"] == "labels"
+    with pytest.raises(InputError, match="its answer.judge is values, here it is channel"):
+        run(MODEL, TASK, replace(judged, answer=replace(judged.answer, judge="channel")))
+    (tmp_path / SUMMARY).unlink()
+    with pytest.raises(InputError, match="the run is not finished"):
+        run(MODEL, TASK, config)
     with pytest.raises(InputError, match="holds no run"):
         run(MODEL, TASK, replace(config, gate=replace(config.gate, labelled=str(tmp_path / "none"))))

@@ -70,7 +70,8 @@ def automatic_tau(certainties: Sequence[float | None], budget: float = 1.0, labe
     budget where one is set; else by the distribution. Certainties that are None are left out."""
     known = [value for value in certainties if value is not None]
     if labelled is not None:
-        return Chosen(min(by_gain(*labelled), by_budget(known, budget)), "labels")
+        tau = by_gain(*labelled)
+        return Chosen(tau if budget >= 1 else min(tau, by_budget(known, budget)), "labels")
     if budget < 1:
         return Chosen(by_budget(known, budget), "budget")
     return Chosen(by_distribution(known), "distribution")
