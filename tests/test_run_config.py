@@ -69,6 +69,7 @@ IN_VAIN = [
     ({"method": "tt-d", "synthesis": SynthesisConfig(label="gold")}, "not with --synthesis.source teacher"),
     ({"adapt": replace(START, adapters=2)}, "all that begin at --adapt.start and learn the same pairs are equal"),
     ({"adapt": replace(START, measure=("seeds",))}, "seeds compares adapters that begin differently"),
+    ({"adapt": AdaptConfig(reset="never", measure=("seeds",)), "wave": 1}, "nor with --adapt.reset never"),
     ({"adapt": replace(START, l2=0.1)}, "--adapt.l2 holds adapters near the model without any"),
     (
         {"gate": replace(GATE, score="channel"), "adapt": AdaptConfig(accept=("repairs", "margin"))},

@@ -98,7 +98,7 @@ class Algorithm(Writing):
         calls, pick = read_calls(own.said.text), draft.best(own.scores)
         scores_base = np.array(draft.record.log_likelihoods, np.float32)
         margins = self.certainty(draft, scores_base)[1], self.certainty(draft, own.scores)[1]
-        agrees = same(calls, read_calls(others[0])) if others else None
+        agrees = same(calls, read_calls(others[0])) if others and not settings.divide else None  # of the same pairs
         answers = read_calls(draft.record.text_base), calls
         evidence = gather(own.held_out, margins, answers, draft.example, own.kl, agrees, self.required(draft))
         draft.note(
@@ -130,7 +130,7 @@ class Algorithm(Writing):
 
     def learn(self, draft: Draft, seed: int) -> Wanting:
         """The outcome of one adapter; each seed draws its own, and may have its own share of the pairs."""
-        key = draft.key_for(ADAPTATION, *filter(None, [seed]))
+        key = draft.key_for(ADAPTATION, *([seed + 1] if seed else []))  # with 1 begin the keys of the first one's steps
         rows = draft.in_orders(self.answer_row(draft)._replace(key=key))
         n_shares = min(self.config.adapt.adapters, len(draft.pairs)) if self.config.adapt.divide else 1
         share = draft.pairs[seed % n_shares :: n_shares]

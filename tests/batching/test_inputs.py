@@ -10,8 +10,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tiny_runs import ADD, EXAMPLES, GREET, PING, example, settings, tiny_model
-from ttsi_jax.batching.inputs import Draft, assign_shapes, example_key, length_buckets, nameable, passes, prepare
+from tiny_runs import ADD, EXAMPLES, GREET, PING, example, gate, settings, tiny_model
+from ttsi_jax.batching.inputs import (
+    Channel,
+    Draft,
+    assign_shapes,
+    channel_shape,
+    example_key,
+    length_buckets,
+    nameable,
+    passes,
+    prepare,
+)
 from ttsi_jax.batching.schedule import Adapt
 from ttsi_jax.batching.waves import Pair
 from ttsi_jax.runs.record import Record
@@ -116,6 +126,21 @@ def test_prefixes_that_are_trained_on_are_padded_less():
     assert len({one.shape.prefix for one in drafts}) == 1
     assign_shapes(drafts, 4, passes=20)
     assert len({one.shape.prefix for one in drafts}) == 2
+
+
+def test_functions_in_the_noisy_channel_have_few_sizes():
+    tools = [replace(ADD, description="adds " * 20 * n) for n in range(12)]
+    drafts = [draft(example(str(i), "hi", (tool, GREET)), **gate(score="channel")) for i, tool in enumerate(tools)]
+    assert draft(EXAMPLES[0]).channel == Channel()
+    assign_shapes(drafts, 4)
+    [sizes] = {one.channel.sizes for one in drafts}
+    assert 1 <= len(sizes) <= 3
+    for one in drafts:
+        for (before, rest), tool in zip(one.channel.prompts, one.example.tools, strict=True):
+            assert (before, rest) == ENCODER.channel(tool)
+            shape = channel_shape(one.channel, before, len(rest), one.channel.n_request, 1)
+            assert len(rest) <= shape.suffix in sizes and shape.name >= one.channel.n_request
+    assert channel_shape(drafts[0].channel, before, sizes[-1] + 1, 1, 1).suffix == sizes[-1] + 32, "of a pair's own"
 
 
 def test_the_best_candidate_is_the_one_with_the_highest_score():

@@ -77,6 +77,12 @@ def test_combinations():
     assert (list(both["properties"]), both["required"]) == (["a", "b"], ["a"])
 
 
+def test_members_that_are_not_named():
+    of = lambda more: value(type="object", properties={}, additionalProperties=more)["additionalProperties"]  # noqa: E731
+    assert of({}) == of(True) and of(False) is False
+    assert of({"type": "null"}) == {"type": "null"}
+
+
 def test_a_value_of_any_type_has_a_greatest_depth():
     def depth(schema):
         inner = [schema.get("items"), schema.get("additionalProperties"), *schema.get("anyOf", [])]

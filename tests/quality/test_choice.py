@@ -18,6 +18,11 @@ def test_a_candidate_like_a_chosen_one_gives_way_to_another():
     assert best([-1.0, -1.1, -2.0, -9.0], TEXTS, 2, diversity=0.0) == [0, 1]
 
 
+def test_a_candidate_like_one_that_was_kept_before_gives_way_too():
+    assert best([-1.0, -1.1, -2.0, -9.0], TEXTS, 1, diversity=0.5) == [0]
+    assert best([-1.0, -1.1, -2.0, -9.0], TEXTS, 1, diversity=0.5, kept=["weather in Paris"]) == [2]
+
+
 def test_what_is_not_finite_is_never_chosen():
     assert best([float("nan"), -1.0, float("-inf")], TEXTS[:3], 3) == [1]
     assert best([float("nan")], TEXTS[:1], 1) == [] and best([], [], 2) == []

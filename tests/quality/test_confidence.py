@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from guided.tools import byte_level
-from tiny_runs import TASK, gate, settings, tiny_model
+from tiny_runs import EXAMPLES, TASK, gate, settings, task_of, tiny_model
 from ttsi_jax.answering import call_ids
 from ttsi_jax.loop import run
 from ttsi_jax.quality.confidence import (
@@ -18,6 +18,7 @@ from ttsi_jax.quality.confidence import (
     NAME,
     SYNTAX,
     Reply,
+    answer_tokens,
     call_tokens,
     meaningful_probability,
     minimum_argument_probability,
@@ -25,7 +26,9 @@ from ttsi_jax.quality.confidence import (
     sequence_probability,
     token_probability,
 )
+from ttsi_jax.steps.asking import Asking
 from ttsi_jax.tasks import Call
+from ttsi_jax.tasks.calls import render_calls
 from ttsi_jax.tasks.prompts import PromptEncoder
 
 LOG_PROBS = jnp.log(jnp.asarray([0.5, 0.9, 0.8, 0.4, 0.25, 1.0]))
@@ -83,6 +86,28 @@ def test_the_tokens_of_a_call_and_their_roles(call):
     for place, value in enumerate(call.arguments.values()):
         assert text(place).strip() == str(value) or not isinstance(value, str | int) or isinstance(value, bool)
         assert bool(text(place)) == (value not in ("", [], {}))
+
+
+def test_the_tokens_of_several_calls():
+    fragment, calls = PromptEncoder(byte_level()).fragment, [Call("add", {"a": 1, "b": 22}), Call("f", {"x": "y"})]
+    ids, roles = answer_tokens(calls, fragment)
+    assert byte_level().decode(ids) == render_calls(calls) and len(ids) == len(roles)
+    text = lambda role: byte_level().decode([i for i, r in zip(ids, roles, strict=True) if r == role])  # noqa: E731
+    assert [text(role).strip(' "') for role in (NAME, 0, 1, 2)] == ['add"f', "1", "22", "y"]
+    assert answer_tokens(calls[:1], fragment) == call_tokens(calls[0], fragment)
+
+
+def test_samples_that_gate_are_others_than_those_that_vote(monkeypatch):
+    keys, decode = [], Asking.decode
+
+    def listening(self, draft, stage, work):
+        keys.extend([jax.random.key_data(work.prompt.key).tolist()] * (work.sampling.temperature > 0))
+        return decode(self, draft, stage, work)
+
+    monkeypatch.setattr(Asking, "decode", listening)
+    config = settings(**gate(estimator="consistency", samples=3), method="base")
+    run(tiny_model(), task_of(EXAMPLES[0]), replace(config, answer=replace(config.answer, samples=3)))
+    assert len(keys) == 6 == len(set(map(tuple, keys)))
 
 
 def reply(**changes):

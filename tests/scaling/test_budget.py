@@ -9,10 +9,10 @@ import jax.numpy as jnp
 import pytest
 
 from model.tiny import tiny_model as tiny_params
-from tiny_runs import TASK, numbered, settings, task_of, timeless, tiny_model
+from tiny_runs import TASK, gate, numbered, settings, task_of, timeless, tiny_model
 from ttsi_jax.adaptation import AdaptConfig
 from ttsi_jax.batching import lanes, waves
-from ttsi_jax.batching.inputs import prepare
+from ttsi_jax.batching.inputs import assign_shapes, prepare
 from ttsi_jax.batching.memory import adapter_size
 from ttsi_jax.batching.waves import Shape, prefill_rows
 from ttsi_jax.config import find_parts
@@ -137,6 +137,22 @@ def test_what_a_run_reads_besides_is_counted():
     assert fitted(64.0, begun=True, answer=replace(plain.answer, orders=3)).takes.prompts == (
         3 * fitted(64.0, begun=True).takes.prompts
     )
+
+
+def test_the_noisy_channel_is_counted():
+    """Whole requests are scored there, where else names of functions are."""
+    base, asks = of_shapes(CONFIG), settings(**gate(score="channel"), method="base")
+    own = drafts(2, **gate(score="channel"), method="base")
+    assign_shapes(own, 2)
+    channel = budget.largest_of_channel(own, asks)
+    assert channel.candidates == 1 and channel.name >= max(one.channel.n_request for one in own)
+    assert channel.suffix >= max(len(rest) for one in own for _, rest in one.channel.prompts)
+    checks = replace(asks.synthesis, checks=("schema", "channel"), candidates=4, max_tokens=200)
+    written = budget.largest_of_channel(own, replace(asks, method="tt-si", synthesis=checks))
+    assert (written.candidates, written.name) == (4, 256)
+    others = lambda channel: budget.moments(base, asks, PARTS, SIZES.shape, 4, None, channel).others  # noqa: E731
+    sizes = SIZES._replace(shape=written)
+    assert others(None) < others(written) == temporaries(base, asks.adapt, 0, sizes).score + base.converted
 
 
 def test_a_mesh_gets_waves_that_it_divides():

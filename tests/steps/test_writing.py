@@ -73,15 +73,29 @@ def test_a_run_that_skipped_values_can_be_resumed(tmp_path):
     assert before == after and after.synthetic[0]["skipped"] == ["b"]
 
 
-def test_a_cut_value_is_no_reason_where_it_is_skipped():
-    cut = PAIR._replace(reason=CUT)
+def test_what_is_skipped():
     tools = EXAMPLES[0].tools
-    assert skipping(cut, tools).reason is None and skipping(cut, tools).skipped == ("b",)
-    whole = cut._replace(query="What is 41 and 777?")
-    assert skipping(whole, tools).reason == CUT and skipping(whole, tools).skipped == ()
+    assert skipping(PAIR, tools).skipped == ("b",)
+    assert skipping(PAIR._replace(skipped=("a",)), tools).skipped == ("a", "b")
+    assert skipping(PAIR._replace(query="What is 41 and 777?"), tools).skipped == ()
     assert skipping(PAIR._replace(reason="another"), tools).reason == "another"
     unknown = PAIR._replace(query="41", calls=(Call("add", {"a": 41, "c": 1}),))
     assert skipping(unknown, tools).skipped == ("c",)
+
+
+def test_a_value_that_was_cut_is_skipped_or_its_pair_dropped(monkeypatch):
+    """Also one that the request holds."""
+
+    def reply(*_, **__):
+        yield from ()
+        return json.dumps({"name": "add", "arguments": {"a": 41, "b": 5}}), (1,), []
+
+    monkeypatch.setattr(Writing, "reply", reply)
+    request = Synthetic("What is 41 and 5?", ())
+    labelled = lambda how: run(MODEL, task_of(EXAMPLES[0]), how, synthesizer=lambda *_: request).records[0].synthetic[0]  # noqa: E731
+    assert labelled(settings("keys"))["reason"] == CUT
+    kept = labelled(settings("keys", synthesis=SKIPS))
+    assert kept["accepted"] and kept["skipped"] == ["b"]
 
 
 def test_a_method_that_trains_nothing_skips_nothing():
@@ -98,6 +112,16 @@ def test_pairs_of_another_function_than_the_one_that_was_named_are_dropped():
         (False, "it was to be written for 'greet'"),
         (True, None),
     ]
+
+
+def test_others_than_the_model_may_write_pairs_of_any_function():
+    """The noisy channel names one to the model alone."""
+    config = settings(synthesis=replace(settings().synthesis, label="channel", checks=("schema",), k=2, tries=1))
+    calls = (Call("add", {"a": 41, "b": 5}), Call("greet", {"name": "Bo"}))
+    source = lambda one, attempt: PAIR._replace(calls=(calls[attempt],))  # noqa: E731
+    [record] = run(MODEL, task_of(EXAMPLES[1]), config, synthesizer=source).records
+    assert {tool.name for tool in EXAMPLES[1].tools} >= {"add", "greet"}
+    assert [pair["accepted"] for pair in record.synthetic] == [True, True]
 
 
 def test_an_echo_of_the_instruction_that_names_a_function_is_a_copy():

@@ -50,7 +50,7 @@ class GuidedLanes:
         for lane, (work, seat) in enumerate(zip(self.working, self._seats, strict=True)):
             if work is not None and seat is not None and seat.guide.done:
                 text = str(self.model.tokenizer.decode(seat.ids, clean_up_tokenization_spaces=False))
-                said.append((work, Said([text], seat.cut, seat.finite, len(seat.ids))))
+                said.append((work, Said([text], (0,) * seat.cut, seat.finite, len(seat.ids))))
                 self.working[lane], self._seats[lane] = None, None
         if not self.load:
             self._state = None

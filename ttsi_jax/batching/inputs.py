@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from itertools import combinations
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -36,13 +36,27 @@ from ttsi_jax.tasks.prompts import (
 )
 
 PREFIX_STEP, SUFFIX_STEP = 32, 16  # lengths are rounded up to these
-CHANNEL_STEP = 64  # likewise of functions in the noisy channel, whatever the input's bucket is
-REQUEST_SIZES = 32  # smallest bucket of the requests after them
+REQUEST_SIZES = 32  # smallest bucket of the requests in the noisy channel
 CHARACTERS_PER_TOKEN = 16  # more than a text has, on average
 BUCKET_COST = 32_768  # padded prefix tokens, read once, that another bucket's programs are worth: a minute on two cores
+PROGRAMS = 5  # of a bucket; the noisy channel has one
+
 
 # What an input's random key is used for; each use folds its own number into the key.
-SYNTHESIS, ADAPTATION, ANSWER, SAMPLES, CHECKING = range(5)
+SYNTHESIS, ADAPTATION, ANSWER, SAMPLES, CHECKING, GATE = range(6)
+
+
+class Channel(NamedTuple):
+    """An input in the noisy channel: a prompt for each function, and the request after it."""
+
+    prompts: tuple[tuple[Ids, Ids], ...] = ()  # how all begin, and the rest
+    n_request: int = 0  # tokens of the input's own request
+    sizes: tuple[int, ...] = ()  # rising, what the rests are padded to, see `assign_shapes`
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest prompt, with the request."""
+        return self.n_request + max((len(before) + len(rest) for before, rest in self.prompts), default=0)
 
 
 @dataclass(eq=False)
@@ -59,6 +73,7 @@ class Draft:
     key: Array
     record: Record
     orders: tuple[Ids, ...] = ()  # the prefix with the functions in other orders
+    channel: Channel = Channel()  # where it is asked
     shape: Shape = Shape(0, 0, 0, 0)  # see `assign_shapes`
     pairs: list[Pair] = field(default_factory=list)
     held_out: Pair | None = None  # not trained on
@@ -138,7 +153,7 @@ def prepare(
         orders = other_orders(example, answer, encoder, config.answer.orders)
         requests = request_prompts(example, encoder, config, synthesizer, prefix)
         asks = config.asks_channel or "channel" in config.synthesis.checks
-        n_channel = longest_of_channel(example, encoder) if asks else 0
+        channel = channel_of(example, encoder) if asks else Channel()
     except InputError as error:
         return replace(record, error=str(error))
     record = replace(record, n_prompt_tokens=len(prefix) + len(answer))
@@ -149,13 +164,12 @@ def prepare(
     room = max(len(opened), n_request, without_query + config.synthesis.max_tokens)
     n_decoded = max(config.answer.max_tokens, *map(len, names))
     longest = max(map(len, (prefix, *orders))) + max(len(opened), n_request) + n_decoded
-    longest = max(longest, n_channel)
-    if longest > context_length:
+    if max(longest, channel.longest) > context_length:
         n_prompt = record.n_prompt_tokens
         error = f"the prompt has {n_prompt} tokens and {n_decoded} may follow; the model's context is {context_length}"
         return replace(record, error=error)
     key = example_key(config.seed, example.id)
-    return Draft(example, prefix, answer, opened, requests, names, room, key, record, orders)
+    return Draft(example, prefix, answer, opened, requests, names, room, key, record, orders, channel)
 
 
 def request_prompts(
@@ -182,18 +196,17 @@ def nameable(example: Example, label: str) -> tuple[Tool, ...]:
     return tuple(chosen[label])
 
 
-def longest_of_channel(example: Example, encoder: PromptEncoder) -> int:
-    """Tokens of the longest of the noisy channel's prompts for an input, with the request. Raises what
-    `PromptEncoder.channel` does."""
-    prompts = [sum(map(len, encoder.channel(tool))) for tool in example.tools]
-    return max(prompts) + len(encoder.fragment(asked(example)))
+def channel_of(example: Example, encoder: PromptEncoder) -> Channel:
+    """The input in the noisy channel. Raises what `PromptEncoder.channel` does."""
+    return Channel(tuple(map(encoder.channel, example.tools)), len(encoder.fragment(asked(example))))
 
 
-def channel_shape(before: Ids, rest: Ids, asked: Sequence[Ids], n: int) -> Shape:
-    """What one of the noisy channel's prompts and its requests, of which there may be n, are padded to; how all begin
-    is computed once."""
-    prefix, suffix = _round_up(len(before), PREFIX_STEP), _round_up(len(rest), CHANNEL_STEP)
-    return Shape(prefix, suffix, n, bucket(max(map(len, asked)), REQUEST_SIZES), before)
+def channel_shape(channel: Channel, before: Ids, rest: int, request: int, n: int) -> Shape:
+    """What a prompt of the noisy channel, which goes on with `rest` tokens after how all begin, and up to n requests of
+    up to `request` tokens are padded to; how all begin is computed once."""
+    # A pair may come with longer functions than any input of the run.
+    suffix = next((size for size in channel.sizes if size >= rest), _round_up(rest, PREFIX_STEP))
+    return Shape(_round_up(len(before), PREFIX_STEP), suffix, n, bucket(request, REQUEST_SIZES), before)
 
 
 def other_orders(example: Example, answer: Ids, encoder: PromptEncoder, n: int) -> tuple[Ids, ...]:
@@ -215,7 +228,8 @@ def passes(config: RunConfig) -> int:
 
 
 def assign_shapes(drafts: Sequence[Draft], wave: int, passes: int = 1) -> None:
-    """Gives every input its length bucket. A prefix that fills two waves or more gets waves of its own."""
+    """Gives every input its length bucket, and all of them together those of their functions in the noisy channel. A
+    prefix that fills two waves or more gets waves of its own."""
     if not drafts:
         return
     lengths = [max(map(len, (draft.prefix, *draft.orders))) for draft in drafts]
@@ -231,6 +245,10 @@ def assign_shapes(drafts: Sequence[Draft], wave: int, passes: int = 1) -> None:
         )
         for draft in own:
             draft.shape = shape._replace(common=draft.prefix if counts[draft.prefix] >= 2 * wave else ())
+    if rests := [len(rest) for draft in drafts for _, rest in draft.channel.prompts]:
+        found = length_buckets(rests, cost=BUCKET_COST // PROGRAMS)
+        for draft in drafts:
+            draft.channel = draft.channel._replace(sizes=found)
 
 
 def length_buckets(lengths: Sequence[int], most: int = 3, cost: int = BUCKET_COST) -> tuple[int, ...]:

@@ -68,7 +68,9 @@ class Said(NamedTuple):
     """What one row decoded."""
 
     texts: list[str]  # of each free slot in its script, in order
-    cut: bool  # whether a slot ended at its limit, or had no room, and not where the model ended it
+    cut: tuple[
+        int, ...
+    ]  # the free slots that ended at their limits, or had no room, and not where the model ended them
     finite: bool  # whether all logits were: else the texts mean nothing
     n_tokens: int  # forced ones included
 
@@ -164,6 +166,7 @@ class Lanes:
         kinds = script_arrays([work.script], self.n_steps)[0][0]
         ids, slots, closing = map(np.asarray, (row.ids, row.slots, row.closing))
         texts = free_texts(self.model.tokenizer, self._special, slots, ids, closing, kinds)
-        ended = closing[kinds != FORCED] >= 0
+        ended = np.flatnonzero(closing[kinds != FORCED] >= 0)
         wanted = sum(slot.kind != FORCED for slot in work.script)
-        return Said(texts, len(texts) < wanted or not ended.all(), bool(row.finite), int(np.sum(slots >= 0)))
+        cut = tuple(place for place in range(wanted) if place not in ended)
+        return Said(texts, cut, bool(row.finite), int(np.sum(slots >= 0)))

@@ -139,7 +139,7 @@ class Shared:
             return (yield from steps(draft))
         requests = () if part == "base" else draft.requests  # which answers do not read
         prompts = draft.prefix, draft.opened, requests, tuple(draft.names)
-        decided_by = repr((part, settings, draft.example.id, draft.shape, *prompts))
+        decided_by = repr((part, settings, draft.example.id, draft.shape, draft.channel.sizes, *prompts))
         key = hashlib.sha256(decided_by.encode()).hexdigest()
         if key not in known:
             before = draft.record

@@ -173,8 +173,8 @@ def _in_vain(config: RunConfig) -> Refusals:
             "--adapt.adapters: all that begin at --adapt.start and learn the same pairs are equal; add --adapt.divide",
         ),
         (
-            adapt.start is not None and "seeds" in (*adapt.accept, *adapt.measure),
-            "seeds compares adapters that begin differently: not with --adapt.start",
+            (adapt.start is not None or adapt.reset == "never") and "seeds" in (*adapt.accept, *adapt.measure),
+            "seeds compares adapters that begin differently: not with --adapt.start, nor with --adapt.reset never",
         ),
         (
             adapt.start is not None and adapt.l2 > 0,

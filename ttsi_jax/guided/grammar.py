@@ -86,8 +86,8 @@ def _object(schema: Mapping[str, Any], bounds: Bounds) -> Schema:
     more = schema.get("additionalProperties", "properties" not in schema)
     inner = {name: bounded(value, bounds) for name, value in schema.get("properties", {}).items()}
     result = _closed(inner, schema.get("required", ()))
-    if more:
-        values = bounded(more, bounds) if isinstance(more, dict) else _anything(bounds, bounds.depth - 1)
+    if more is not False:  # {} is anything
+        values = bounded(more, bounds) if more not in (True, {}) else _anything(bounds, bounds.depth - 1)
         result["additionalProperties"] = values
     return result
 

@@ -108,13 +108,12 @@ class Grammars:
             )
         return Guide(self, matcher, limit)
 
-    def masks(self, guides: Sequence[Guide | None], out: np.ndarray | None = None) -> np.ndarray:
+    def masks(self, guides: Sequence[Guide | None]) -> np.ndarray:
         """The tokens that may come next, [E, ceil(V / 32)] uint32: bit i of word w is token 32 w + i.
 
-        Rows without a guide, or with one that is done, may hold anything. Takes an array to fill in place of a new one.
+        Rows without a guide, or with one that is done, may hold anything.
         """
-        masks = np.empty((len(guides), self.width), np.uint32) if out is None else out
-        masks[:] = np.uint32(0xFFFFFFFF)
+        masks = np.full((len(guides), self.width), 0xFFFFFFFF, np.uint32)
         open_rows = [(guide.matcher, row) for row, guide in enumerate(guides) if guide is not None and not guide.done]
         if open_rows:
             self._library.numpy.fill_next_token_bitmask_par(self._executor, open_rows, masks.view(np.int32))

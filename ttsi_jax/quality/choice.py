@@ -19,6 +19,7 @@ def best(
     texts: Sequence[str],
     k: int,
     diversity: float = 0.3,
+    kept: Sequence[str] = (),
     similar: Callable[[str, str], float] = similarity,
 ) -> list[int]:
     """Maximal marginal relevance (Carbonell and Goldstein, SIGIR 1998): one candidate after the other, each with the
@@ -29,6 +30,7 @@ def best(
         texts: the candidates.
         k: how many are wanted.
         diversity: 0 takes the likeliest, 1 the least alike.
+        kept: texts that were chosen before, which the candidates should be unlike too.
 
     Returns:
         At most `k` indices, best first. Relevance is the likelihood's place between the least and the most likely
@@ -44,7 +46,8 @@ def best(
     while left and len(chosen) < k:
 
         def value(index: int) -> float:
-            alike = max((similar(texts[index], texts[other]) for other in chosen), default=0.0)
+            others = (*kept, *(texts[other] for other in chosen))
+            alike = max((similar(texts[index], other) for other in others), default=0.0)
             return float((1 - diversity) * relevance[index] - diversity * alike)
 
         chosen.append(max(left, key=value))

@@ -28,7 +28,7 @@ SYNTAX, NAME = -2, -1  # what a token of a call is part of; arguments have their
 
 
 class CallTokens(NamedTuple):
-    """A call as the library tokenises it."""
+    """A call, or several, as the library tokenises them."""
 
     ids: tuple[int, ...]
     roles: tuple[int, ...]  # of each token: SYNTAX, NAME or the place of its argument
@@ -48,6 +48,20 @@ def call_tokens(call: Call, fragment: Callable[[str], Sequence[int]]) -> CallTok
     pieces += [(text, SYNTAX) for text in left]
     tokens = [(token, role) for text, role in pieces for token in fragment(text)]
     return CallTokens(tuple(token for token, _ in tokens), tuple(role for _, role in tokens))
+
+
+def answer_tokens(calls: Sequence[Call], fragment: Callable[[str], Sequence[int]]) -> CallTokens:
+    """The same for an answer: one call, or a list of several, whose arguments have places one after the other."""
+    if len(calls) == 1:
+        return call_tokens(calls[0], fragment)
+    parts, n_arguments = [], 0
+    for number, call in enumerate(calls):
+        before, own = fragment(", " if number else "["), call_tokens(call, fragment)
+        places = tuple(role + n_arguments if role >= 0 else role for role in own.roles)
+        parts += [(token, SYNTAX) for token in before] + [*zip(own.ids, places, strict=True)]
+        n_arguments += len(call.arguments)
+    ids, roles = zip(*parts, *((token, SYNTAX) for token in fragment("]")), strict=True)
+    return CallTokens(ids, roles)
 
 
 def sequence_probability(log_probs: Array, mask: Array) -> Array:

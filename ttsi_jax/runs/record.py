@@ -51,8 +51,8 @@ class Record:
 
     Fields that a run did not get to keep their defaults: None, False or empty. `*_base` is what the base model gives;
     the same name without the suffix is the final outcome, which is the base's for an input that was not adapted.
-    `uncertainty` is the gate's certainty: 1 is sure, and below tau the input is uncertain. `log_likelihoods` are means
-    over tokens, or `channel`, where the run asked for that.
+    `uncertainty` is the gate's certainty: 1 is sure, and below tau the input is uncertain. `log_likelihoods` are the
+    candidates' scores: sums over tokens, or what else `--gate.score` asked for.
     `seconds` holds the seconds that this input took per stage: score, synthesize, adapt, answer; `tokens` the tokens
     that it had the model read (cached prefixes too), train on and write there. `fingerprint` is equal in duplicates,
     and `unmatchable` says why no answer can be right. `calls` is None for an answer that cannot be read as calls; where

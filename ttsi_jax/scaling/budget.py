@@ -20,7 +20,7 @@ import jax.numpy as jnp
 from jax.sharding import AbstractMesh
 
 from ttsi_jax.adaptation import AdaptConfig
-from ttsi_jax.batching.inputs import Draft, assign_shapes, passes, prepare
+from ttsi_jax.batching.inputs import Draft, assign_shapes, channel_shape, passes, prepare
 from ttsi_jax.batching.memory import adapter_size, training_bytes
 from ttsi_jax.batching.waves import ANSWER_SIZES, PREFIX_MEMORY, Shape, bucket, prefill_rows
 from ttsi_jax.checkpoints import LanguageModel
@@ -210,13 +210,25 @@ def _fitted(
     sizes = {prefix: draft.shape.prefix for draft in drafts for prefix in (draft.prefix, *draft.orders)}
     cached = [cache_bytes(base, size) for size in sizes.values()]
     kept = min(PREFIX_MEMORY * GIB, sum(cached), KEPT_WAVES * base.parts * rows * max(cached, default=0))
-    runs = [moments(base, config, parts, shape, rows, kept) for shape in {draft.shape for draft in drafts}]
+    channel = largest_of_channel(drafts, config)
+    runs = [moments(base, config, parts, shape, rows, kept, channel) for shape in {draft.shape for draft in drafts}]
     training = config.adapt.memory * GIB if begun else min((budget - run.beside for run in runs), default=0.0)
     nothing = Takes(base.weights, 0, 0, 0, 0, 0)  # but the weights, where no input can run
     takes = max((run.with_training(training) for run in runs), key=lambda takes: takes.total, default=nothing)
     if trains(config) and not begun:  # rounded down, so that a run which goes on takes no more than it began with
         config = replace(config, adapt=replace(config.adapt, memory=max(training // 1024, 1) / 2**20))
     return Fitted(config, kept / GIB, takes)
+
+
+def largest_of_channel(drafts: Sequence[Draft], config: RunConfig) -> Shape | None:
+    """What the longest function and requests in the noisy channel are padded to, where it is asked."""
+    channels = [draft.channel for draft in drafts if draft.channel.prompts]
+    if not channels:
+        return None
+    checks = "channel" in config.synthesis.checks and config.method != "base"
+    written, most = (config.synthesis.max_tokens, config.synthesis.candidates) if checks else (0, 1)
+    request = max(written, *(channel.n_request for channel in channels))
+    return channel_shape(channels[0], channels[0].prompts[0][0], channels[0].sizes[-1], request, most)
 
 
 def trains(config: RunConfig) -> bool:
@@ -246,10 +258,20 @@ class Moments(NamedTuple):
         return self.arrays._replace(states=self.states, programs=training)
 
 
-def moments(base: Base, config: RunConfig, parts: Parts, shape: Shape, rows: int, kept: float | None = None) -> Moments:
+def moments(
+    base: Base,
+    config: RunConfig,
+    parts: Parts,
+    shape: Shape,
+    rows: int,
+    kept: float | None = None,
+    channel: Shape | None = None,
+) -> Moments:
     """By what `ttsi_jax.batching` has at a time: waves that were read, rows that decode, and one program.
 
-    `kept`: bytes of prefix caches; by default as many as a run with such prefixes keeps.
+    Args:
+        kept: bytes of prefix caches; by default as many as a run with such prefixes keeps.
+        channel: the largest shape of the noisy channel, where it is asked.
     """
     settings, whole = config.adapt, config.adapt.scope == "all"
     shows = config.method in ("tt-icl", "icl")  # pairs before the request
@@ -274,9 +296,10 @@ def moments(base: Base, config: RunConfig, parts: Parts, shape: Shape, rows: int
     gathering = rows * own_prefix + more + (1 + base.parts) * prefill_rows(rows) * prefix + of.prefill
     watched = shape._replace(candidates=1, name=ANSWER_SIZES, suffix=sizes.sequence)  # a pair that is not trained on
     held_out = temporaries(base, settings, 0, sizes._replace(shape=watched)) if config.synthesis.held_out else of
+    asked = temporaries(base, settings, 0, sizes._replace(shape=channel)).score if channel else 0
     kl = 4 * scores * shape.suffix if "kl" in (*settings.accept, *settings.measure) else 0  # of one row's logits
     others = (
-        max(gathering, of.score, of.decode, held_out.score, held_out.reading * trains(config), kl)
+        max(gathering, of.score, of.decode, asked, held_out.score, held_out.reading * trains(config), kl)
         + base.converted
         + base.gathered
     )

@@ -59,10 +59,12 @@ class Asking:
         function's name after a list of all (Min et al., arXiv 2108.04106).
         """
         asked = [self.encoder.fragment(request) for request in requests]
-        prompts = [self.encoder.channel(tool) for tool in tools or draft.example.tools]
+        prompts = [*map(self.encoder.channel, tools)] or draft.channel.prompts
+        n_request = max(map(len, asked))
 
         def read(before: Ids, rest: Ids) -> Wanting:
-            row = Row(before, rest, len(rest), draft.key, channel_shape(before, rest, asked, most))
+            shape = channel_shape(draft.channel, before, len(rest), n_request, most)
+            row = Row(before, rest, len(rest), draft.key, shape)
             log_likelihoods, _ = yield Score(draft, stage, row, asked)
             draft.count(stage, len(before) + len(rest) + sum(map(len, asked)))
             return log_likelihoods
@@ -109,8 +111,8 @@ class Asking:
         sampling: Sampling = GREEDY,
         among: Sequence[Tool] | None = None,
     ) -> Wanting:
-        """The answer with this tool (None where a logit was not finite), and whether a part of it was cut; `among` as
-        in `guide`. Raises what that does."""
+        """The answer with this tool (None where a logit was not finite), and which of its free slots were cut; `among`
+        as in `guide`. Raises what that does."""
         script = answerer.script(self.encoder, tool, self.config.answer)
         guide = self.guide(draft, answerer, self.config.answer.max_tokens, among)
         said = yield from self.decode(draft, stage, Work(prompt, script, sampling, guide=guide))

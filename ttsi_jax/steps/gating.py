@@ -8,7 +8,7 @@ from functools import partial
 import numpy as np
 
 from ttsi_jax.answering import read_calls
-from ttsi_jax.batching.inputs import Draft
+from ttsi_jax.batching.inputs import GATE, Draft
 from ttsi_jax.batching.lanes import GREEDY, Prompt
 from ttsi_jax.batching.schedule import Together, Wanting
 from ttsi_jax.checkpoints import LanguageModel
@@ -46,8 +46,8 @@ class Gating(Asking):
         scores, certainty = self.scores(draft, log_likelihoods), None
         if isinstance(self.parts.estimator, CallEstimator):
             samplings = self.samplings(self.config.gate.samples)
-            tool = draft.tool(draft.best(scores))
-            sample = partial(self.fill_in_all, self.parts.answerer, draft, prompt, tool, "score", samplings)
+            tool, own = draft.tool(draft.best(scores)), prompt._replace(key=draft.key_for(GATE))
+            sample = partial(self.fill_in_all, self.parts.answerer, draft, own, tool, "score", samplings)
             calls, of_candidates = read_calls(text), self.certainty(draft, scores)[1]
             certainty = yield from certainty_of_call(
                 self.parts.estimator, draft, of_candidates, calls, self.encoder, sample, self.sound(draft, text)

@@ -13,7 +13,7 @@ from ttsi_jax.batching.waves import Pair, pair_shape
 from ttsi_jax.errors import InputError
 from ttsi_jax.quality.agreement import Answer
 from ttsi_jax.quality.choice import best
-from ttsi_jax.quality.confidence import CallEstimator, Reply, call_tokens
+from ttsi_jax.quality.confidence import CallEstimator, Reply, answer_tokens
 from ttsi_jax.synthesis import Synthetic
 from ttsi_jax.tasks.prompts import PromptEncoder
 
@@ -29,8 +29,8 @@ def read_answer(draft: Draft, stage: str, pair: Pair) -> Wanting:
 def best_first(
     draft: Draft, pairs: Sequence[Synthetic], sequence: Callable[[Synthetic], Pair], diversity: float
 ) -> Wanting:
-    """The pairs that one input's candidates came to: the good ones by how likely and how unlike each other they are
-    (see `choice.best`), then those that have a reason to be dropped.
+    """The pairs that one input's candidates came to: the good ones by how likely they are and how unlike each other and
+    those kept before (see `choice.best`), then those that have a reason to be dropped.
 
     A pair's likelihood is that of its call after its request, under the base, in nats per token. `sequence` makes what
     is read of a pair, or raises InputError.
@@ -46,7 +46,8 @@ def best_first(
 
     good = [pair for pair in pairs if pair.reason is None]
     likely = yield Together([likelihood(pair) for pair in good])
-    order = best(likely, [pair.query for pair in good], len(good), diversity)
+    kept = [pair["query"] for pair in draft.record.synthetic if pair["accepted"]]
+    order = best(likely, [pair.query for pair in good], len(good), diversity, kept)
     order += [place for place in range(len(good)) if place not in order]
     return [*(good[place] for place in order), *(pair for pair in pairs if pair.reason is not None)]
 
@@ -65,7 +66,7 @@ def certainty_of_call(
         return 0.0
     log_probs, roles, answers = np.zeros(0, np.float32), (), []
     if estimator.reads:
-        ids, roles = call_tokens(calls[0], encoder.fragment)
+        ids, roles = answer_tokens(calls, encoder.fragment)
         log_probs = yield from read_answer(draft, "score", Pair(draft.answer, ids))
     if estimator.samples:
         texts = yield from sample()

@@ -114,7 +114,8 @@ class Writing(Gating):
         settings = self.config.synthesis
         if not (pair.calls or pair.reason):
             pair = yield from self.label(draft, pair)
-        if (tool := self.named(draft)) and any(call.name != tool.name for call in pair.calls):
+        tool, told = self.named(draft), settings.label == "gold" or isinstance(self.parts.synthesizer, Synthesizer)
+        if tool and told and any(call.name != tool.name for call in pair.calls):  # others may write for any function
             pair = pair._replace(reason=pair.reason or f"it was to be written for '{tool.name}'")
         if settings.skip_values and len(pair.calls) == 1:
             pair = skipping(pair, pair.tools or draft.example.tools)
@@ -138,8 +139,11 @@ class Writing(Gating):
             text, cut, _ = yield from self.reply(draft, pair, answerer, SYNTHESIS, tool=self.named(draft))
         except InputError as error:
             return pair._replace(reason=str(error))
-        reason = NOT_FINITE if text is None else CUT if cut else None
-        return pair._replace(calls=tuple(read_calls(text) or ()), reason=reason)
+        calls = tuple(read_calls(text) or ())
+        if cut and calls and self.config.synthesis.skip_values and answerer is KEYS:  # whose slots are the arguments
+            names = [*calls[0].arguments]
+            pair, cut = pair._replace(skipped=tuple(names[place] for place in cut if place < len(names))), ()
+        return pair._replace(calls=calls, reason=NOT_FINITE if text is None else CUT if cut else None)
 
     def reply(
         self,
@@ -150,8 +154,8 @@ class Writing(Gating):
         tool: Tool | None = None,
         n_samples: int = 0,
     ) -> Wanting:
-        """The model's own answer to a new request (None where a score or logit was not finite), whether a part of it
-        was cut, and sampled answers. `tool`: its function, where the model does not choose one. Raises what
+        """The model's own answer to a new request (None where a score or logit was not finite), which of its free slots
+        were cut, and sampled answers. `tool`: its function, where the model does not choose one. Raises what
         `label_prompt` and `guide` do."""
         row = self.opened_row(draft, self.label_prompt(draft, pair), answerer, *purpose)
         log_likelihoods, prompt = yield from self.read(draft, "synthesize", row)
@@ -193,12 +197,13 @@ class Writing(Gating):
         checked, most = [*pairs], self.config.synthesis.candidates
         # An empty request, which `schema` drops, is equally likely for every function.
         unchecked = [place for place, pair in enumerate(pairs) if pair.query and not pair.reason]
-        for tools, group in groupby(unchecked, lambda place: pairs[place].tools or draft.example.tools):
+        for tools, group in groupby(unchecked, lambda place: pairs[place].tools):
             places = [*group]
             requests = [pairs[place].query for place in places]
             scores = yield from self.request_likelihoods(draft, requests, "synthesize", tools, most)
+            among = tools or draft.example.tools
             for place, own in zip(places, scores, strict=True):
-                evidence = self.evidence(draft, pairs[place])._replace(function=tools[int(np.argmax(own))].name)
+                evidence = self.evidence(draft, pairs[place])._replace(function=among[int(np.argmax(own))].name)
                 checked[place] = examine(pairs[place], evidence, ["channel"])
         return checked
 
@@ -311,9 +316,8 @@ def ask(draft: Draft, attempt: int) -> Wanting:
 
 
 def skipping(pair: Synthetic, tools: Sequence[Tool]) -> Synthetic:
-    """The pair with the arguments whose values are not learned. Where there are such, a value that was cut is one of
-    them and no reason to drop the pair."""
+    """The pair with the arguments whose values are not learned, also because they do not follow from its request or
+    are not of their type."""
     [call] = pair.calls
     unsafe = {*pair.skipped, *mistyped(call, tools), *ungrounded(call, pair.query, tools)}
-    names = tuple(name for name in call.arguments if name in unsafe)
-    return pair._replace(skipped=names, reason=None if names and pair.reason == CUT else pair.reason)
+    return pair._replace(skipped=tuple(name for name in call.arguments if name in unsafe))
