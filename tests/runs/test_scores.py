@@ -50,6 +50,12 @@ def test_several_right_calls_may_come_in_any_order_but_all_must():
     assert (twice.tool_correct, twice.call_correct) == (True, False)
 
 
+def test_a_label_leaves_out_what_a_right_call_may_leave_out():
+    """BFCL marks such an argument by "" among its values, often the first, which is no value of the argument."""
+    gold = GoldCall("f", {"n": (1, 2), "unit": ("", "km"), "round": (True, "")}, frozenset({"unit", "round"}))
+    assert scored(answered("", [CALL]), (gold,)).gold == [{"name": "f", "arguments": {"n": 1}}]
+
+
 def test_the_beginning_of_a_record():
     record = begun(Example("a", ASKED, (TOOL,), (GoldCall("g", {}),)), "t")
     assert (record.id, record.task, record.query, record.candidates, record.error) == ("a", "t", "Go.", ["f"], None)

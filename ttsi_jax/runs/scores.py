@@ -35,8 +35,8 @@ def read_plain(calls: Sequence[Mapping[str, Any]] | None) -> list[Call] | None:
 
 
 def first_values(call: GoldCall) -> dict[str, Any]:
-    """The arguments of a right call, each with the first value that is accepted."""
-    return {name: values[0] for name, values in call.arguments.items()}
+    """The arguments of a right call, each with the first value that is accepted; without those it may leave out."""
+    return {name: values[0] for name, values in call.arguments.items() if name not in call.optional}
 
 
 def begun(example: Example, task_name: str) -> Record:
