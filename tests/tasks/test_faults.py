@@ -37,11 +37,30 @@ def test_right_calls_that_no_answer_can_match(call, reason):
 
 
 @pytest.mark.parametrize(
-    "name", ["access_key", "appid", "apiKey", "api-key", "auth_token", "password", "client_secret"]
+    "name",
+    ["access_key", "appid", "apiKey", "api-key", "auth_token", "password", "newPassword", "client_secret", "API_KEY"],
 )
 def test_names_of_credentials(name):
     example = asked(GoldCall("f", {name: ("x7",)}), tools=(tool("f", **{name: TEXT}),))
     assert unmatchable(example) and not unmatchable(replace(example, messages=({"role": "user", "content": "x7"},)))
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "query"),
+    [
+        ("max_tokens", 100, "At most one hundred tokens"),
+        ("token_amount", 5000, "Send 5,000 tokens"),
+        ("remember_token", True, "Remember me"),
+        ("token", ["abc", "def"], "The tokens are abc and def"),
+        ("secretary_name", "Ann Lee", "My secretary"),
+        ("password", "Open Sesame", "It is open sesame"),
+        ("password", 'a"b', 'It is a"b'),
+        ("password", "C:\\x", "It is C:\\x"),
+    ],
+)
+def test_what_is_no_credential_or_stands_in_the_input(name, value, query):
+    example = asked(GoldCall("f", {name: (value,)}), query=query, tools=(tool("f", **{name: {}}),))
+    assert unmatchable(example) is None
 
 
 def test_a_function_that_takes_any_argument_takes_the_right_one():

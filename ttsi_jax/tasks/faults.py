@@ -5,15 +5,17 @@ import json
 import re
 from collections import Counter
 from collections.abc import Iterable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from ttsi_jax.tasks.example import Call, Example, GoldCall
 from ttsi_jax.tasks.prompts import own_turns
 from ttsi_jax.tasks.schema import check_call
 
+# Whole parts of an argument's name, as in access_key, appid, apiKey and user-password.
 _CREDENTIAL = re.compile(
-    r"(?:api|app|access|auth|client|secret)[_-]?(?:key|id|token)|token|secret|passw", re.IGNORECASE
+    r"(?:^|_)(?:(?:api|app|access|auth|client|secret)_?(?:key|id|token)|token|secret|passw[a-z]+)(?:_|$)"
 )
+_BORDER = re.compile(r"-|(?<=[a-z0-9])(?=[A-Z])")  # between the parts, where there is no underscore
 
 
 class Faults(NamedTuple):
@@ -62,10 +64,10 @@ def unmatchable(example: Example) -> str | None:
     """Why no answer that keeps to the input can be right, or None.
 
     A right call is unmatchable when it names a function that the input does not list, gives an argument that its
-    function does not have, or gives a credential (a key, token or password by its name) that stands nowhere in the
-    input. Arguments that a right call may leave out do not count, nor do loose types.
+    function does not have, or gives a credential (a key, token or password by its name, and text) that stands nowhere
+    in the input. Arguments that a right call may leave out do not count, nor do loose types.
     """
-    text = json.dumps([example.messages, [vars(tool) for tool in example.tools]], ensure_ascii=False)
+    text = _plain([example.messages, [vars(tool) for tool in example.tools]])
     reasons = (_unmatchable(call, example, text) for call in example.gold or ())
     return next(filter(None, reasons), None)
 
@@ -86,6 +88,12 @@ def _unmatchable(call: GoldCall, example: Example, text: str) -> str | None:
     for name in call.arguments.keys() - call.optional:
         if name not in tool.properties and tool.parameters.get("additionalProperties", False) is False:
             return f"{call.name!r} has no argument {name!r}, which the right call gives"
-        if _CREDENTIAL.search(name) and not any(str(value) in text for value in call.arguments[name]):
+        hidden = all(isinstance(value, str) and _plain(value)[1:-1] not in text for value in call.arguments[name])
+        if _CREDENTIAL.search(_BORDER.sub("_", name).lower()) and hidden:
             return f"the right value of {name!r} stands nowhere in the input"
     return None
+
+
+def _plain(value: Any) -> str:
+    """JSON in which a value is found whatever its case."""
+    return json.dumps(value, ensure_ascii=False).casefold()
