@@ -98,8 +98,9 @@ def _values(arguments: Iterable[str]) -> dict[str, list[str | None]]:
     name = None
     for argument in arguments:
         if argument.startswith("--"):
-            name = argument[2:].replace("_", "-")
-            options[name] = []
+            name, equals, value = argument[2:].partition("=")
+            name = name.replace("_", "-")
+            options[name] = [value] if equals else []
         elif name is None:
             raise InputError(f"'{argument}' belongs to no option")
         else:

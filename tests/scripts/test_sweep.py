@@ -35,6 +35,7 @@ def test_grids():
         {"seed": "0", "adapt.lr": "1", "answer.vote": None},
         {"seed": "1", "adapt.lr": "1", "answer.vote": None},
     ]
+    assert sweep.grids(["--compile_cache=a_b=c", "d"]) == [{"compile-cache": "a_b=c"}, {"compile-cache": "d"}]
     assert sweep.grids(["--seed", "0", "0"]) == [{"seed": "0"}], "each cell once"
     with pytest.raises(InputError, match="'base' belongs to no option"):
         sweep.grids(["base"])
@@ -52,6 +53,7 @@ def test_cells_are_named_after_their_options():
         {"shard": "1/2"},
         {"wave": "0"},
         {"nonsense": "1"},
+        sweep.grids(["--shard=1/2"])[0],
         {"wave": "4", "memory": "1"},
         {"teacher.key": "sk-1"},
         {"hosts": "auto"},
