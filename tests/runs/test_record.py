@@ -41,8 +41,9 @@ RECORDS = st.builds(
     uncertainty=st.none() | FLOATS,
     text_base=st.none() | TEXT,
     calls=CALLS,
-    samples_base=st.lists(st.none() | TEXT, max_size=2),
-    samples_right=st.none() | st.integers(0, 9),
+    samples_base=st.lists(st.none() | TEXT, min_size=2, max_size=3),
+    samples_right_base=st.none() | st.integers(0, 2),
+    samples_right=st.none() | st.integers(0, 2),
     gold=CALLS,
     synthetic=st.lists(PAIR, max_size=2),
     seconds=objects(FLOATS),
@@ -90,6 +91,10 @@ def test_text_stays_readable_and_lone_surrogates_are_escaped():
     assert 'Zürich 東京 \\ud800"' in line
 
 
+def sampled(name, n_right, **values):
+    return json.dumps({"id": "a", "task": "t", "query": "q", "samples_base": ["x"], name: n_right, **values})
+
+
 @pytest.mark.parametrize(
     "line, complaint",
     [
@@ -104,6 +109,9 @@ def test_text_stays_readable_and_lone_surrogates_are_escaped():
         (f'{{"id": "a", "task": "t", "query": "q", "uncertainty": 1{"0" * 400}}}', "'uncertainty' must be a float"),
         ('{"id": "a", "task": "t", "query": "q", "n_prompt_tokens": true}', "'n_prompt_tokens' must be a int"),
         ('{"id": "a", "task": "t", "query": "q", "calls": [{"name": "f"}]}', r"must be a list\[Call\] | None"),
+        (sampled("samples_right", 5), "'samples_right' is 5, and there are 1 samples"),
+        (sampled("samples_right_base", -1), "'samples_right_base' is -1, and there are 1 samples"),
+        (sampled("samples_right", 1, adapted=True), "'samples_right' is 1, and there are 0 samples"),
     ],
 )
 def test_what_is_no_record_is_named(line, complaint):

@@ -137,7 +137,7 @@ def from_json(line: str) -> Record:
 
     Raises:
         ValueError: the line is no JSON object, lacks a field that has no default, or has an unknown one or one whose
-            value is of another type.
+            value is of another type, or counts more right samples than there are.
     """
     values = json.loads(line)
     if not isinstance(values, dict):
@@ -149,7 +149,12 @@ def from_json(line: str) -> Record:
     for name, value in values.items():
         if not _is(value, _TYPES[name]):
             raise ValueError(f"field {name!r} must be a {_name(_TYPES[name])}")
-    return Record(**values)
+    record = Record(**values)
+    for name, samples in zip(("samples_right_base", "samples_right"), record.samples, strict=True):
+        n_right = getattr(record, name)
+        if n_right is not None and not 0 <= n_right <= len(samples):
+            raise ValueError(f"field {name!r} is {n_right}, and there are {len(samples)} samples")
+    return record
 
 
 _REQUIRED = {f.name for f in fields(Record) if f.default is MISSING and f.default_factory is MISSING}
