@@ -14,7 +14,7 @@ from tiny_runs import EXAMPLES, TASK, gate, settings, task_of, timeless, tiny_mo
 from ttsi_jax.errors import InputError
 from ttsi_jax.loop import Loop, run
 from ttsi_jax.runs.directory import read_records
-from ttsi_jax.runs.record import Record, to_json
+from ttsi_jax.runs.record import Record, from_json, to_json
 from ttsi_jax.tasks import Task
 
 MODEL = tiny_model()
@@ -145,6 +145,18 @@ def test_another_run_in_the_directory_is_refused_and_left_as_it_is(tmp_path, gat
     with pytest.raises(InputError, match="holds a run with other settings"):
         run(MODEL, task, settings(**({"method": "base"} | changes)), out=tmp_path)
     assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == before
+
+
+def test_a_record_of_an_input_that_the_task_lacks_is_told_before_anything_is_done(tmp_path):
+    config, task = settings(method="base"), task_of(*EXAMPLES[:2])
+    run(MODEL, task, config, out=tmp_path)
+    [first, *_] = (tmp_path / "records.jsonl").read_text().splitlines()
+    stray = to_json(replace(from_json(first), id="stray"))
+    (tmp_path / "records.jsonl").write_text(f"{first}\n{stray}\n")
+    told = []
+    with pytest.raises(InputError, match="the run holds inputs that its task does not: stray"):
+        run(MODEL, task, config, out=tmp_path, progress=lambda *args: told.append(args))
+    assert not told
 
 
 def test_progress_tells_how_many_inputs_are_done_of_those_known():

@@ -151,6 +151,7 @@ def run(
             others = {example.id for example in task.examples} - {example.id for example in own.examples}
             return loop.result(list(loop.records(task, others)), own)
         with open_run(out, described | config.to_dict()) as directory:
+            directory.refuse_strays(example.id for example in own.examples)
             own_run = {"seed": config.seed, "weights": weights, "mesh": layout.shape, "memory": takes}
             if {example.id for example in own.examples} - directory.finished.keys():  # else it was made elsewhere
                 directory.write(ENVIRONMENT, environment() | own_run)

@@ -96,12 +96,16 @@ class RunDirectory:
 
     def ordered(self, order: Sequence[str]) -> list[Record]:
         """The records of all inputs in this order; raises what `complete` does."""
+        self.refuse_strays(order)
         records = self.finished | self.failed
-        if stray := records.keys() - set(order):
-            raise InputError(f"{self.path}: the run holds inputs that its task does not: {_named(stray)}")
         if missing := set(order) - records.keys():
             raise InputError(f"{self.path}: inputs without a record: {_named(missing)}")
         return [records[id] for id in dict.fromkeys(order)]
+
+    def refuse_strays(self, ids: Iterable[str]) -> None:
+        """Raises an InputError where there are records of other inputs than these."""
+        if stray := (self.finished.keys() | self.failed.keys()) - set(ids):
+            raise InputError(f"{self.path}: the run holds inputs that its task does not: {_named(stray)}")
 
     def summary(self) -> dict[str, Any] | None:
         """What `complete` wrote, see `read_summary`."""
