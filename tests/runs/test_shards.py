@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tiny_runs import EXAMPLES, gate, numbered, settings, task_of, timeless, tiny_model
+from tiny_runs import EXAMPLES, gate, numbered, settings, task_of, timeless, tiny_model, with_template
 from ttsi_jax.checkpoints.adapters import saved_ids
 from ttsi_jax.errors import InputError
 from ttsi_jax.loop import run
@@ -153,6 +153,37 @@ def test_a_shard_that_is_not_there_can_be_added_later(tmp_path, whole, shards):
     assert lines(out) == lines(whole) and figures(out) == figures(whole)
     content = (out / RECORDS).read_bytes()
     assert merge(shards, out).missing == {} and (out / RECORDS).read_bytes() == content
+
+
+def contents(path: Path) -> dict[str, bytes]:
+    return {file.name: file.read_bytes() for file in path.iterdir()}
+
+
+def test_what_a_run_finished_stays_as_it_is_until_a_shard_has_something_new(tmp_path):
+    """Nobody finished a shard, so none can tell tau and the seconds of compiling."""
+    config, out = settings(**gate(tau="auto", budget=0.5), method="base"), tmp_path / "joined"
+    paths = [tmp_path / "1", tmp_path / "2"]
+    for index, path in enumerate(paths, start=1):
+        run(MODEL, TASK, config, out=path, shard=Shard(index, 2))
+        (path / "summary.json").unlink()
+        late, *others = (path / RECORDS).read_text().splitlines(keepends=True)  # the run does them
+        (path / RECORDS).write_text("".join(others))
+    merge(paths, out)
+    query = json.loads(late)["query"]
+    failing = with_template(f"{{% if '{query}' in m['content'] %}}{{{{ raise_exception('no') }}}}{{% endif %}}")
+    made = run(failing, TASK, config, out=out).summary | {"compile_seconds": 7.5}
+    (out / "summary.json").write_text(json.dumps(made))
+    before = contents(out)
+    assert made["failed"] == 1 and merge(paths, out).missing == {} and contents(out) == before
+
+    with (paths[1] / RECORDS).open("a") as file:
+        file.write(late)
+    for path in paths:
+        (path / "environment.json").unlink()
+    assert merge(paths, out).failed == []
+    after, of_making = read_summary(out), ("tau", "tau_by", "compile_seconds")
+    assert after["failed"] == 0 and [after[name] for name in of_making] == [made[name] for name in of_making]
+    assert contents(out)["environment.json"] == before["environment.json"]
 
 
 def test_what_does_not_belong_together_is_refused(tmp_path, whole, shards):

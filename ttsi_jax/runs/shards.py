@@ -22,6 +22,7 @@ from ttsi_jax.runs.directory import (
     ENVIRONMENT,
     RECORDS,
     SUMMARY,
+    RunDirectory,
     config_differences,
     open_run,
     read_config,
@@ -152,37 +153,53 @@ def merge(paths: Sequence[Path], out: Path) -> Merged:
     """Joins the runs of shards into one in the directory `out`, as one run of all inputs would have written it.
 
     Shards may be unfinished or missing: then the run is unfinished, and `ttsi-jax run` with its settings resumes it.
-    Joining again adds what is new.
+    Joining again adds what is new; where nothing is, a finished run stays as it is.
 
     Raises:
         InputError: the directories are not shards of the same run, or `out` holds something else.
     """
     parts = [_read(path) for path in paths]
     _refuse_strangers(parts)
-    first, owners = parts[0], parts[0].owners
-    with open_run(out, first.config) as directory:
-        environments = [read_object(part.path / ENVIRONMENT) for part in parts if (part.path / ENVIRONMENT).exists()]
-        directory.write(ENVIRONMENT, (environments or [{}])[0] | {"shards": environments})
-        if functions := next(filter(None, (read_functions(part.path) for part in parts)), None):  # of all inputs
-            directory.write_once(FUNCTIONS, functions)
-        for part in parts:
-            if (part.path / ADAPTERS).is_dir():  # before the records that say that they are there
-                shutil.copytree(part.path / ADAPTERS, out / ADAPTERS, dirs_exist_ok=True)
+    owners = parts[0].owners
+    with open_run(out, parts[0].config) as directory:
         found = [record for part in parts for record in part.records.values()]
         new = [one for one in found if one.id not in directory.finished and one != directory.failed.get(one.id)]
-        if new:
-            directory.append(new)
+        if new or directory.summary() is None:
+            _join(parts, new, directory)
         records = directory.finished | directory.failed
         left = Counter(owner for id, owner in owners.items() if id not in records)
-        if not left:
-            ordered = [records[id] for id in owners]
-            summaries = [part.summary for part in parts if part.summary is not None]
-            compiling = fsum(summary["compile_seconds"] for summary in summaries)
-            chosen = {name: value for name, value in (summaries or [{}])[0].items() if name in ("tau", "tau_by")}
-            summary = summarise(ordered) | f1(ordered, first.task) | chosen | {"compile_seconds": compiling}
-            directory.complete(list(owners), summary)
         failed = [record for id, record in directory.failed.items() if id in owners]
     return Merged(len(owners), dict(sorted(left.items())), tuple(part.shard for part in parts), failed)
+
+
+def _join(parts: Sequence[_Part], new: Sequence[Record], directory: RunDirectory) -> None:
+    """Adds records and what the parts hold beside them, and ends the run where every input has a record."""
+    known = directory.summary() or {}
+    there, *environments = (_environment(path) for path in (directory.path, *(part.path for part in parts)))
+    if environments := list(filter(None, environments)):
+        directory.write(ENVIRONMENT, environments[0] | there | {"shards": environments})
+    if functions := next(filter(None, (read_functions(part.path) for part in parts)), None):  # of all inputs
+        directory.write_once(FUNCTIONS, functions)
+    for part in parts:
+        if (part.path / ADAPTERS).is_dir():  # before the records that say that they are there
+            shutil.copytree(part.path / ADAPTERS, directory.path / ADAPTERS, dirs_exist_ok=True)
+    if new:
+        directory.append(new)
+    records, order = directory.finished | directory.failed, list(parts[0].owners)
+    if records.keys() >= set(order):
+        directory.complete(order, _summary(parts, [records[id] for id in order], known))
+
+
+def _environment(path: Path) -> dict[str, Any]:
+    return read_object(path / ENVIRONMENT) if (path / ENVIRONMENT).exists() else {}
+
+
+def _summary(parts: Sequence[_Part], records: Sequence[Record], known: dict[str, Any]) -> dict[str, Any]:
+    """Of all records; what they do not tell is from the finished parts, or else from `known`, the summary of before."""
+    told = [part.summary for part in parts if part.summary is not None] or [known]
+    chosen = {name: told[0][name] for name in ("tau", "tau_by") if name in told[0]}
+    compiling = fsum(summary.get("compile_seconds", 0.0) for summary in told)
+    return summarise(records) | f1(records, parts[0].task) | chosen | {"compile_seconds": compiling}
 
 
 def _read(path: Path) -> _Part:
