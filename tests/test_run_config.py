@@ -26,6 +26,11 @@ REFUSED = [
     ("adapt.rank", {"adapt": AdaptConfig(rank=0)}, "0", ONE),
     ("answer.max-tokens", {"answer": AnswerConfig(max_tokens=0)}, "0", ONE),
     ("answer.value-tokens", {"answer": AnswerConfig(value_tokens=0)}, "0", ONE),
+    ("answer.samples", {"answer": AnswerConfig(samples=-1)}, "-1", "it must be at least 0"),
+    ("answer.samples", {"answer": AnswerConfig(samples=1025)}, "1025", "it must be at most 1024"),
+    ("answer.samples", {"answer": AnswerConfig(samples=0, vote=True)}, "0", ONE),
+    ("teacher.retries", {"teacher": TeacherConfig(retries=-1)}, "-1", "it must be at least 0"),
+    ("gate.calibration", {"gate": GateConfig(tau="auto", calibration=-1)}, "-1", "it must be at least 0"),
     ("adapt.lr", {"adapt": AdaptConfig(lr=0.0)}, "0.0", ABOVE),
     ("adapt.lr", {"adapt": AdaptConfig(lr=-1e-4)}, "-0.0001", ABOVE),
     ("adapt.lr", {"adapt": AdaptConfig(lr=NAN)}, "nan", ABOVE),
@@ -101,6 +106,8 @@ def test_checks_are_named():
 def test_the_smallest_and_largest_values_are_taken():
     synthesis = SynthesisConfig(k=1, tries=1, max_tokens=1, temperature=0.0, top_p=1.0)
     check(RunConfig(wave=1, seed=2**32 - 1, synthesis=synthesis, answer=AnswerConfig(max_tokens=1, value_tokens=1)))
+    check(RunConfig(answer=AnswerConfig(samples=1 << 10), teacher=TeacherConfig(retries=0)))
+    check(RunConfig(answer=AnswerConfig(samples=1, vote=True), teacher=TeacherConfig(retries=1 << 10)))
     check(RunConfig())
 
 

@@ -45,29 +45,30 @@ def _check_each(config: RunConfig) -> None:
     for name, value, words in choices(config):
         if value not in words:
             raise InputError(f"--{name} is {value!r}; it must be one of {', '.join(words)}")
-    counts = {  # with what no machine could hold
-        "wave": (config.wave, 1 << 16),
-        "synthesis.k": (config.synthesis.k, 1 << 10),
-        "synthesis.tries": (config.synthesis.tries, 1 << 10),
-        "synthesis.candidates": (config.synthesis.candidates, 1 << 10),
-        "gate.samples": (config.gate.samples, 1 << 10),
-        "gate.calibration": (config.gate.calibration or 1, 1 << 30),
-        "synthesis.max-tokens": (config.synthesis.max_tokens, 1 << 20),
-        "synthesis.labels": (config.synthesis.labels, 1 << 10),
-        "adapt.epochs": (config.adapt.epochs, 1 << 16),
-        "adapt.rank": (config.adapt.rank, 1 << 12),
-        "adapt.samples": (config.adapt.samples, 1 << 10),
-        "adapt.adapters": (config.adapt.adapters, 1 << 10),
-        "answer.max-tokens": (config.answer.max_tokens, 1 << 20),
-        "answer.value-tokens": (config.answer.value_tokens, 1 << 20),
-        "answer.orders": (config.answer.orders, 1 << 10),
-        "answer.samples": (config.answer.samples + (not config.answer.vote), 1 << 10),  # without a vote none is enough
-        "teacher.in-flight": (config.teacher.in_flight, 1 << 10),
-        "teacher.retries": (config.teacher.retries + 1, 1 << 10),
+    counts = {  # with the least that they may be, and what no machine could hold
+        "wave": (config.wave, 1, 1 << 16),
+        "synthesis.k": (config.synthesis.k, 1, 1 << 10),
+        "synthesis.tries": (config.synthesis.tries, 1, 1 << 10),
+        "synthesis.candidates": (config.synthesis.candidates, 1, 1 << 10),
+        "gate.samples": (config.gate.samples, 1, 1 << 10),
+        "gate.calibration": (config.gate.calibration, 0, 1 << 30),
+        "synthesis.max-tokens": (config.synthesis.max_tokens, 1, 1 << 20),
+        "synthesis.labels": (config.synthesis.labels, 1, 1 << 10),
+        "adapt.epochs": (config.adapt.epochs, 1, 1 << 16),
+        "adapt.rank": (config.adapt.rank, 1, 1 << 12),
+        "adapt.samples": (config.adapt.samples, 1, 1 << 10),
+        "adapt.adapters": (config.adapt.adapters, 1, 1 << 10),
+        "answer.max-tokens": (config.answer.max_tokens, 1, 1 << 20),
+        "answer.value-tokens": (config.answer.value_tokens, 1, 1 << 20),
+        "answer.orders": (config.answer.orders, 1, 1 << 10),
+        "answer.samples": (config.answer.samples, int(config.answer.vote), 1 << 10),  # without a vote none is enough
+        "teacher.in-flight": (config.teacher.in_flight, 1, 1 << 10),
+        "teacher.retries": (config.teacher.retries, 0, 1 << 10),
     }
-    for name, (value, most) in counts.items():
-        if not 1 <= value <= most:
-            raise InputError(f"--{name} is {value}; it must be at {'least 1' if value < 1 else f'most {most}'}")
+    for name, (value, least, most) in counts.items():
+        if not least <= value <= most:
+            bound = f"least {least}" if value < least else f"most {most}"
+            raise InputError(f"--{name} is {value}; it must be at {bound}")
     adapt, gate, synthesis, answer, inf = config.adapt, config.gate, config.synthesis, config.answer, float("inf")
     teacher = config.teacher
     numbers = (  # and whether they may be, and what they must be
