@@ -31,6 +31,21 @@ def test_every_family_is_described():
     assert len({row.name for row in rows}) == len(rows)
 
 
+@pytest.mark.parametrize(
+    ("files", "present"),
+    [
+        (["config.json"], False),
+        (["model.safetensors"], False),
+        (["config.json", "model.safetensors"], True),
+        (["config.json", "model.safetensors.index.json"], True),
+    ],
+)
+def test_a_hub_model_is_here_where_its_weights_are(files, present, monkeypatch):
+    monkeypatch.setattr(hub, "try_to_load_from_cache", lambda name, file: f"/there/{file}" if file in files else None)
+    rows = [row for row in describe_models() if row.name in hub.EXAMPLES]
+    assert [(row.present, row.how == "/there") for row in rows] == [(present, present)] * len(hub.EXAMPLES)
+
+
 def test_a_hub_name_is_downloaded_without_code_or_pickles(tmp_path, monkeypatch):
     settings = hf_settings("llama")
     directory = write_hf(tmp_path / "snapshot", settings, hf_tensors(settings))

@@ -10,6 +10,7 @@ from typing import NamedTuple
 from huggingface_hub import snapshot_download, try_to_load_from_cache
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
+from ttsi_jax.checkpoints.safetensors import INDEX, SINGLE
 from ttsi_jax.errors import ModelFileError
 
 HUB_FILES = (
@@ -75,11 +76,18 @@ def describe_models() -> tuple[ModelDescription, ...]:
         path = alias.find()
         rows.append(ModelDescription(name, alias.family, path is not None, str(path or _install(alias))))
     for name, family in EXAMPLES.items():
-        cached = try_to_load_from_cache(name, "config.json")
-        present = isinstance(cached, str)
-        how = str(Path(cached).parent) if isinstance(cached, str) else "downloaded from the Hugging Face hub when named"
-        rows.append(ModelDescription(name, family, present, how))
+        folder = _cached(name)
+        how = "downloaded from the Hugging Face hub when named" if folder is None else str(folder)
+        rows.append(ModelDescription(name, family, folder is not None, how))
     return tuple(rows)
+
+
+def _cached(name: str) -> Path | None:
+    """Where the hub's cache holds a model, with its weights; other programs fetch the configuration alone."""
+    config, *weights = (try_to_load_from_cache(name, file) for file in ("config.json", SINGLE, INDEX))
+    if isinstance(config, str) and any(isinstance(file, str) for file in weights):
+        return Path(config).parent
+    return None
 
 
 def _install(alias: Alias) -> str:
