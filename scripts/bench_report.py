@@ -16,7 +16,8 @@ from pathlib import Path
 
 import tyro
 
-from benchmarking import Line, Seconds, describe, show, surroundings, timed, write_json
+from benchmarking import Line, Seconds, describe, show, surroundings, timed, told, write_json
+from ttsi_jax.errors import InputError
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
@@ -51,6 +52,8 @@ def records(options: Options):  # noqa: ANN201
     if options.like is None:
         return run(options.inputs)
     config, own, _, functions = load_run(options.like)
+    if not own:
+        raise InputError(f"--like {options.like}: the run has no record yet")
     repeated = [replace(own[i % len(own)], id=f"{own[i % len(own)].id}, {i}") for i in range(options.inputs)]
     ids = {one.id: [each.id for each in repeated[place :: len(own)]] for place, one in enumerate(own)}
     functions = [
@@ -92,6 +95,7 @@ def measure(file: Path, rounds: int) -> dict[str, Seconds]:
     return {name: Seconds.of(values) for name, values in taken.items()}
 
 
+@told
 def main() -> int:
     options = tyro.cli(Options, description=__doc__)
     from ttsi_jax.runs.report import render_report

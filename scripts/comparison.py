@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ import numpy as np
 
 from benchmarking import Line, Options, Seconds, console, figure, show, write_json
 from ttsi_jax.errors import InputError
+from ttsi_jax.runs.directory import read_object
 from workload import Found
 
 _BEFORE = ("score", "synthesize")
@@ -153,7 +153,10 @@ def draw(path: Path, seconds: Mapping[str, Mapping[str, Seconds]]) -> None:
 
 def merge(paths: Sequence[Path]) -> dict[str, Any]:
     """The results of two files, of one side each, as one."""
-    both = [json.loads(path.read_text(encoding="utf-8")) for path in paths]
+    both = [read_object(path) for path in paths]
+    for path, one in zip(paths, both, strict=True):
+        if lacking := [name for name in ("work", "runs", "found", "environment") if name not in one]:
+            raise InputError(f"{path}: has no {' and no '.join(lacking)}, as --side with --json writes it")
     works = [one["work"] for one in both]
     if works[0] != works[1]:
         raise InputError(f"{paths[0]} and {paths[1]} measured different work: {works[0]} and {works[1]}")

@@ -169,10 +169,12 @@ def with_wave(options: Plan, config: DecoderConfig) -> Plan:
     """With the largest wave that fits, where none is given.
 
     Raises:
-        InputError: none fits, or the mesh does not divide the one that is given.
+        InputError: none fits, or the one that is given is empty, or the mesh does not divide it.
     """
     parts = prod(mesh_shape(options.mesh)[:2])
     if options.wave is not None:
+        if options.wave < 1:
+            raise InputError(f"--wave is {options.wave}; it must be at least 1")
         check_wave(options.wave, parts)
         return options
     every = [replace(options, wave=parts * rows) for rows in (64, 32, 16, 8, 4, 2, 1)]
@@ -232,6 +234,8 @@ def report(options: Plan, config: DecoderConfig) -> dict[str, float]:
 @told
 def main() -> int:
     options = tyro.cli(Plan, description=__doc__)
+    if not all(0 < share <= 1 for share in options.reached):
+        raise InputError(f"--reached is {' '.join(map(str, options.reached))}; shares are above 0 and at most 1")
     if options.shape not in SHAPES:
         raise InputError(f"no shape is called '{options.shape}'; known: {', '.join(SHAPES)}")
     config = from_hf(SHAPES[options.shape] | {"rms_norm_eps": 1e-5})

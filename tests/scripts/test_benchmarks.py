@@ -10,6 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 
+import bench_report
 import bench_roofline
 import bench_scaling
 import bench_vs_pytorch
@@ -67,6 +68,26 @@ def test_a_model_that_is_not_there_is_told(monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["bench_roofline", "--model", "nowhere.gguf"])
     assert bench_roofline.main() == 3
     assert "error: " in capsys.readouterr().out
+
+
+def test_files_of_results_that_cannot_be_merged_are_told(monkeypatch, tmp_path, capsys):
+    (tmp_path / "none").write_text('{"work": {}, "runs": {}}')
+    for files, why in (
+        (["missing", "x"], "missing: cannot be read"),
+        (["none", "none"], "no found and no environment"),
+    ):
+        monkeypatch.setattr(sys, "argv", ["x", "--merge", *(str(tmp_path / file) for file in files)])
+        assert bench_vs_pytorch.main() == 2
+        assert why in " ".join(capsys.readouterr().out.split())
+
+
+def test_a_run_that_no_report_can_repeat_is_told(monkeypatch, tmp_path, capsys):
+    (tmp_path / "begun").mkdir()
+    (tmp_path / "begun/config.json").write_text('{"task": "t", "model": "m", "method": "base"}')
+    for name, why in (("missing", "holds no run"), ("begun", "the run has no record yet")):
+        monkeypatch.setattr(sys, "argv", ["x", "--like", str(tmp_path / name)])
+        assert bench_report.main() == 2
+        assert why in " ".join(capsys.readouterr().out.split())
 
 
 # Timing and bounds.

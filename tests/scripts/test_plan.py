@@ -108,6 +108,9 @@ def test_it_tells_hours_and_dollars(mesh, monkeypatch, capsys, tmp_path):
 def test_what_cannot_be_planned_is_refused(monkeypatch, capsys):
     for options, why in ((["--shape", "gpt"], "no shape is called 'gpt'"), (["--mesh", "4"], "--mesh is '4'"),
                          (["--mesh", "data=3", "--wave", "32"], "must be a multiple of 3"),
+                         (["--wave", "0"], "--wave is 0; it must be at least 1"),
+                         (["--wave", "-1"], "--wave is -1; it must be at least 1"),
+                         (["--reached", "0", "0.6", "0.6"], "--reached is 0.0 0.6 0.6; shares are above 0"),
                          (["--shape", "qwen2.5-72b"], "give it more in --mesh")):  # fmt: skip
         monkeypatch.setattr(sys, "argv", ["plan", *options])
         assert plan.main() == 2
