@@ -10,7 +10,19 @@ from pathlib import Path
 import pytest
 
 import ttsi_jax
-from tiny_runs import EXAMPLES, TASK, gate, settings, task_of, timeless, tiny_model, untimed, with_template
+from tiny_runs import (
+    EXAMPLES,
+    TASK,
+    example,
+    gate,
+    settings,
+    task_of,
+    timeless,
+    tiny_model,
+    untimed,
+    with_template,
+    with_tokens_beyond,
+)
 from ttsi_jax.errors import InputError
 from ttsi_jax.loop import Loop, run
 from ttsi_jax.runs.directory import read_records
@@ -125,6 +137,14 @@ def test_a_finished_run_is_read_and_not_done_again(tmp_path, gated, monkeypatch)
     monkeypatch.setattr(Loop, "records", None)
     again = run(MODEL, TASK, gated[0], out=tmp_path)
     assert again == first and (tmp_path / "records.jsonl").read_bytes() == content
+
+
+def test_an_input_with_a_token_that_the_model_lacks_fails_alone():
+    inputs = [example(text, f"Please greet {text}") for text in ("<5>", "<4>")]
+    lacking, other = run(with_tokens_beyond(), task_of(*inputs), settings()).records
+    n_rows = MODEL.config.vocab_size
+    told = f"a prompt of input '<5>' holds the token '<5>' with the id {n_rows}, and the model's embedding has only"
+    assert (lacking.error or "").startswith(f"{told} {n_rows} rows") and other.error is None
 
 
 def test_failed_inputs_are_tried_again(tmp_path, usual):

@@ -175,6 +175,13 @@ def with_template(check: str) -> LanguageModel:
     return tiny_model()._replace(tokenizer=tokenizer)
 
 
+def with_tokens_beyond() -> LanguageModel:
+    """The model, with a tokenizer that was given tokens <0> to <5>, the last of them beyond the embedding."""
+    tokenizer = copy.deepcopy(tiny_model().tokenizer)
+    tokenizer.add_tokens([f"<{number}>" for number in range(6)])
+    return tiny_model()._replace(tokenizer=tokenizer)
+
+
 def timeless(record: Record) -> Record:
     return replace(record, seconds={})
 

@@ -227,7 +227,7 @@ class Loop:
     ):
         self.model, self.config, self.progress, self.clock = model, config, progress, clock
         self.n_passes = n_passes or passes(config)
-        self.encoder = PromptEncoder(model.tokenizer)
+        self.encoder = PromptEncoder(model.tokenizer, model.config.vocab_size)
         self.parts = parts or find_parts(config, {})
         lora, theta_0, self.trained_on = config.adapt.lora, BASE, trained_on(config.adapt.start)
         lora.chosen(model.config)  # refuses layers that the model does not have

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 
-from tiny_runs import ADD, EXAMPLES, GREET, example, settings, task_of, tiny_model
+from tiny_runs import ADD, EXAMPLES, GREET, example, settings, task_of, tiny_model, with_tokens_beyond
 from ttsi_jax.batching.supervised import fine_tune, make_directory, save, settings_there
 from ttsi_jax.cli import main
 from ttsi_jax.errors import InputError
@@ -63,6 +63,14 @@ def test_what_cannot_be_trained_on():
         fine_tune(MODEL, SHELF, config, adamw(1e-3), dpo, wave=2, seed=0)
     with pytest.raises(InputError, match="the update rule asks the model itself .*: choose another --adapt.rule"):
         fine_tune(MODEL, SHELF, config, ridge(), answer_cross_entropy, wave=2, seed=0)
+
+
+def test_an_example_with_a_token_that_the_model_lacks_is_left_out():
+    greeted = [example(name, f"Please greet {name}", (GREET,), "greet") for name in ("<5>", "<4>")]
+    trained = fine_tune(
+        with_tokens_beyond(), greeted, settings().adapt, adamw(1e-3), answer_cross_entropy, wave=2, seed=0
+    )
+    assert [one.id for one in trained.used] == ["<4>"]
 
 
 def test_a_loss_that_is_not_finite_ends_training():

@@ -162,7 +162,8 @@ def _sequence(example: Example, encoder: PromptEncoder, model: LanguageModel) ->
         answer = call_ids(encoder, Call(gold.name, first_values(gold))) + model.stop_ids[:1]
     except InputError:
         return None
-    fits = len(prefix) + len(prompt) + len(answer) <= model.config.context_length
+    ids = prefix + prompt + answer
+    fits = len(ids) <= model.config.context_length and max(ids) < model.config.vocab_size
     return (prefix, Pair(prompt, answer)) if fits else None
 
 

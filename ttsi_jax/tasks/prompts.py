@@ -133,10 +133,13 @@ def _split(example: Example) -> tuple[list[dict[str, str]], dict[str, str], list
 
 
 class PromptEncoder:
-    """Renders and tokenises with a model's own tokenizer and chat template (`transformers.PreTrainedTokenizerFast`)."""
+    """Renders and tokenises with a model's own tokenizer and chat template (`transformers.PreTrainedTokenizerFast`).
 
-    def __init__(self, tokenizer: Any):
-        self.tokenizer = tokenizer
+    `vocab_size`: the rows of the model's embedding, where prompts with a token beyond them are to be refused.
+    """
+
+    def __init__(self, tokenizer: Any, vocab_size: int | None = None):
+        self.tokenizer, self.vocab_size = tokenizer, vocab_size
         # Some SentencePiece tokenizers put a space before any text; behind a line break it does not reach a fragment.
         self._anchor = "" if self._ids("\na") == self._ids("\n") + self._ids("a") else "\n"
 
@@ -159,9 +162,16 @@ class PromptEncoder:
         """Token ids of a whole prompt: instructions, tools, messages, and the head of the assistant's turn.
 
         Raises:
-            InputError: the model's chat template refuses these messages.
+            InputError: the model's chat template refuses these messages, or its embedding lacks one of their tokens.
         """
-        return self._ids(self._render(conversation(example, messages), f"input '{example.id}'"))
+        ids = self._ids(self._render(conversation(example, messages), f"input '{example.id}'"))
+        if self.vocab_size is not None and max(ids, default=0) >= self.vocab_size:
+            raise InputError(
+                f"a prompt of input '{example.id}' holds the token '{self.tokenizer.convert_ids_to_tokens(max(ids))}' "
+                f"with the id {max(ids)}, and the model's embedding has only {self.vocab_size} rows: take it out of "
+                "the input, or use the tokenizer that the model was trained with"
+            )
+        return ids
 
     def _render(self, turns: Messages, what: str) -> str:
         try:
