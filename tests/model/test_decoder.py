@@ -1,5 +1,6 @@
 """The decoder against transformers, and what its three arrays per sequence promise."""
 
+import re
 from functools import partial
 
 import jax
@@ -7,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from model.tiny import FAMILIES, VARIANTS, random_adapter, random_ids, sequence, stack, tiny_model
+from model.tiny import FAMILIES, VARIANTS, in_int8, random_adapter, random_ids, sequence, stack, tiny_model
 from ttsi_jax.model.cache import PADDING, SHARED, empty, write
 from ttsi_jax.model.decoder import (
     RMSNorm,
@@ -162,6 +163,26 @@ def test_bfloat16_weights_keep_float32_where_it_matters():
     wide = head(config, params, run(config, params, sequence(ROWS[0]), (), random_adapter(config, 0), 2.0)[0])
     assert scores.dtype == jnp.float32
     assert np.corrcoef(np.ravel(scores), np.ravel(wide))[0, 1] > 0.999
+
+
+@pytest.mark.parametrize("as_kept", [lambda x: x, in_int8], ids=["float", "int8"])
+def test_products_are_of_narrow_factors_also_in_the_backward_pass(as_kept):
+    """One in float32 beside one in bfloat16 would make a copy of a weight in float32."""
+    config, params = tiny_model("qwen3")
+    narrow = jax.tree.map(lambda x, a: x.astype(a.dtype), params, abstract_params(config, jnp.bfloat16))
+    tokens, adapter = sequence(ROWS[0]), random_adapter(config, 0)
+
+    def loss(adapter, params):
+        hidden, _ = forward(config, params, tokens, (), adapter, 2.0)
+        return jnp.sum(jax.nn.logsumexp(logits(config, params, hidden), axis=-1))
+
+    gradient = jax.jit(jax.grad(loss))
+    text = gradient.lower(adapter, as_kept(narrow)).as_text()
+    products = re.findall(r"dot_general .* : \(tensor<(?:\d+x)*(\w+)>, tensor<(?:\d+x)*(\w+)>\)", text)
+    assert len(products) > 50 and {*products} == {("bf16", "bf16")}
+    both = (jax.tree.leaves(gradient(adapter, as_kept(own))) for own in (narrow, params))
+    for own, wide in zip(*both, strict=True):
+        assert np.corrcoef(np.ravel(own), np.ravel(wide))[0, 1] > 0.99
 
 
 def test_norm_is_computed_in_float32():

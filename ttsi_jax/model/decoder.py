@@ -62,8 +62,8 @@ class Linear(nnx.Module):
         if low_rank is None:
             return y
         a, b = low_rank.a.astype(x.dtype), low_rank.b.astype(x.dtype)
-        inner = jnp.einsum("ti,ir->tr", x, a, preferred_element_type=jnp.float32)
-        update = jnp.einsum("tr,ro->to", (inner * scale).astype(x.dtype), b, preferred_element_type=jnp.float32)
+        inner = contract(x, a, axis=0, dtype=jnp.float32)
+        update = contract((inner * scale).astype(x.dtype), b, axis=0, dtype=jnp.float32)
         return y + update.astype(y.dtype)
 
 

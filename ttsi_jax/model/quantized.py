@@ -77,7 +77,7 @@ def rows(weight: Weight, ids: Array) -> Array:
 def contract(x: Array, weight: Weight, axis: int, dtype: Any = None) -> Array:
     """The last axis of x with the given axis of a matrix; in x's dtype, or accumulated and returned in `dtype`."""
     if not isinstance(weight, Quantized):
-        return jnp.einsum(_SUBSCRIPTS[axis], x, weight, preferred_element_type=dtype)
+        return _product(x, weight, axis, dtype)
     product = _per_channel if weight.scales.shape[axis] == 1 else _per_group
     return product(x, weight, axis).astype(dtype or x.dtype)
 
@@ -85,10 +85,38 @@ def contract(x: Array, weight: Weight, axis: int, dtype: Any = None) -> Array:
 _SUBSCRIPTS = ("...i,io->...o", "...i,oi->...o")  # by the axis that is contracted
 
 
+def _product(x: Array, matrix: Array, axis: int, dtype: Any) -> Array:
+    if dtype is None or x.dtype == dtype:
+        return jnp.einsum(_SUBSCRIPTS[axis], x, matrix, preferred_element_type=dtype)
+    return _accumulated(x, matrix, axis, dtype)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def _accumulated(x: Array, matrix: Array, axis: int, dtype: Any) -> Array:
+    """A product in `dtype` of narrower factors. Its gradients are products of such too: JAX's own would be of one
+    narrow and one wide factor, for which GPUs have no unit, and a copy of the matrix would be made wide."""
+    return jnp.einsum(_SUBSCRIPTS[axis], x, matrix, preferred_element_type=dtype)
+
+
+def _accumulated_forward(x: Array, matrix: Array, axis: int, dtype: Any) -> tuple[Array, tuple[Array, Array]]:
+    return _accumulated(x, matrix, axis, dtype), (x, matrix)
+
+
+def _accumulated_backward(axis: int, dtype: Any, kept: tuple[Array, Array], d_out: Array) -> tuple[Array, Array]:
+    x, matrix = kept
+    d_out = d_out.astype(x.dtype)
+    d_x = jnp.einsum(_SUBSCRIPTS[1 - axis], d_out, matrix, preferred_element_type=dtype)
+    d_matrix = jnp.einsum(("...i,...o->io", "...i,...o->oi")[axis], x, d_out, preferred_element_type=dtype)
+    return d_x.astype(x.dtype), d_matrix.astype(matrix.dtype)
+
+
+_accumulated.defvjp(_accumulated_forward, _accumulated_backward)
+
+
 @partial(jax.checkpoint, static_argnums=2)  # or a copy in float would be kept for the backward pass
 def _per_channel(x: Array, weight: Quantized, axis: int) -> Array:
     values = weight.values.astype(x.dtype)
-    return jnp.einsum(_SUBSCRIPTS[axis], x, values, preferred_element_type=jnp.float32) * weight.scales.squeeze(axis)
+    return _product(x, values, axis, jnp.float32) * weight.scales.squeeze(axis)
 
 
 def _per_group(x: Array, weight: Quantized, axis: int) -> Array:
@@ -98,7 +126,7 @@ def _per_group(x: Array, weight: Quantized, axis: int) -> Array:
 
     @jax.checkpoint
     def part(x: Array, weight: Quantized) -> Array:
-        return jnp.einsum(_SUBSCRIPTS[axis], x, weight.dense(), preferred_element_type=jnp.float32)
+        return _product(x, weight.dense(), axis, jnp.float32)
 
     cut = lambda w, start: jax.lax.slice_in_dim(w, start, min(start + size, n_out), axis=1 - axis)  # noqa: E731
     parts = [jax.tree.map(partial(cut, start=start), weight) for start in range(0, n_out, size)]
