@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import AbstractMesh, NamedSharding, PartitionSpec
@@ -18,11 +19,15 @@ from model.tiny import VARIANTS
 from scaling.alike import assert_alike
 from scaling.on_meshes import MESHES
 from tiny_runs import tiny_model, write_model
+from ttsi_jax.adaptation import init_wave
 from ttsi_jax.checkpoints.adapters import load_adapter
 from ttsi_jax.checkpoints.config import from_hf
 from ttsi_jax.cli import main
 from ttsi_jax.errors import InputError
-from ttsi_jax.scaling.mesh import check_wave, for_scales, make_mesh, mesh_of, param_shardings, undivided
+from ttsi_jax.model.lora import LoraConfig
+from ttsi_jax.model.sharding import ROWS
+from ttsi_jax.rules import RULES
+from ttsi_jax.scaling.mesh import Layout, check_wave, for_scales, make_mesh, mesh_of, param_shardings, undivided
 
 ROOT = Path(__file__).parents[2]
 PER_EXAMPLE = {"prefill_wave", "score_wave", "adapt_and_score", "prompt_kl_wave", "nothing_decoding", "decode_wave"}
@@ -170,6 +175,18 @@ def test_scales_lie_as_the_values_that_they_scale():
     gathered = NamedSharding(mesh, PartitionSpec("fsdp", "model"))
     assert for_scales(gathered, (1, 64)).spec == PartitionSpec(None, "model")
     assert for_scales(back, (1, 64)).spec == for_scales(back, (6, 64)).spec == PartitionSpec(None, None)
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_what_a_rule_keeps_of_factors_lies_as_they_do(name):
+    mesh: Any = AbstractMesh((2, 1, 2), ("data", "fsdp", "model"))
+    config, rule, keys = config_of(), RULES[name](), jax.random.split(jax.random.key(0), 2)
+    wave = jax.eval_shape(lambda: init_wave(keys, config, LoraConfig(), rule, jnp.ones(2, jnp.int32)))
+    adapters, states = map(jax.tree_util.tree_leaves_with_path, Layout(config, mesh).rows(wave))
+    own = {keys: leaf.sharding.spec for keys, leaf in adapters}
+    assert {PartitionSpec(ROWS, "model"), PartitionSpec(ROWS, None, "model")} <= {*own.values()}
+    for keys, leaf in states:
+        assert leaf.sharding.spec == (own[keys[-3:]] if leaf.ndim == 3 else PartitionSpec(ROWS)), keys
 
 
 def test_what_cannot_be_divided_is_whole_on_every_device():

@@ -248,7 +248,7 @@ class Layout:
         rows = self._at(ROWS)
         if isinstance(x, Cache):
             return self._of_caches(ROWS)
-        if isinstance(x, LowRank) and x.a.ndim == 3:
+        if isinstance(x, LowRank) and all(leaf.ndim == 3 for leaf in jax.tree.leaves(x)):  # optax masks some factors
             n_in, n_out = self._axes.get(getattr(path[-1], "key", ""), (None, None))
             return LowRank(self._at(ROWS, n_in), self._at(ROWS, None, n_out))
         return rows
