@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from model.tiny import padded, pair, random_ids, row, sequence, stack, tiny_model
+from tiny_runs import proximal
 from ttsi_jax.adaptation import AdaptConfig, adapt_wave, init_wave
 from ttsi_jax.model.decoder import forward, logits
 from ttsi_jax.model.lora import LoraConfig
@@ -38,10 +39,10 @@ def adapt(
 
 def train(
     lr=1e-2, data=None, n_pairs=N_PAIRS, n_steps=N_STEPS, keys=KEYS, select=lambda x: x,
-    adapters=None, past=(), held_out=None, **how,
+    adapters=None, past=(), held_out=None, make=adamw, **how,
 ):  # fmt: skip
     config, base = tiny_model()
-    rule = adamw(lr)
+    rule = make(lr)
     fresh, states = init_wave(select(keys), config, LORA, rule, select(n_steps))
     wave = (adapters or fresh, states, *map(select, (data or batches(), n_pairs, n_steps, keys, past)))
     how = {"chunk": len(select(n_steps))} | how
@@ -269,6 +270,12 @@ def test_adapters_are_donated():
     adapters, _ = init_wave(KEYS, config, LORA, adamw(), N_STEPS)
     adapt(adapters=adapters)
     assert all(leaf.is_deleted() for leaf in jax.tree.leaves(adapters))
+
+
+def test_a_rule_may_keep_the_adapter_that_it_starts_from():
+    """The adapters are donated, and its state is not."""
+    _, losses = adapt(lr=0.1, make=proximal)
+    assert losses[0, 4] < losses[0, 0] - 0.1
 
 
 def test_init_depends_on_each_key_alone():

@@ -15,6 +15,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from tokenizers import Tokenizer, decoders, pre_tokenizers, trainers
@@ -208,6 +209,21 @@ def diverging(lr: float) -> UpdateRule:
         return adapter, state, metrics | {"loss": jnp.where(marked, jnp.nan, metrics["loss"])}
 
     return UpdateRule(rule.init, step)
+
+
+def proximal(lr: float = 0.1) -> UpdateRule:
+    """Gradient descent that is drawn back to the start, which its state keeps."""
+
+    def init(adapter, n_steps):  # noqa: ANN001, ANN202
+        return {"start": adapter, "lr": jnp.float32(lr)}
+
+    return UpdateRule(init, _draw_back)
+
+
+def _draw_back(loss_fn, adapter, state, batch, key):  # noqa: ANN001, ANN202
+    (loss, aux), gradient = jax.value_and_grad(loss_fn, has_aux=True)(adapter, batch, key)
+    step = lambda x, g, start: x - state["lr"] * (g + 0.1 * (x - start))  # noqa: E731
+    return jax.tree.map(step, adapter, gradient, state["start"]), state, {**aux, "loss": loss}
 
 
 def _tilde() -> int:

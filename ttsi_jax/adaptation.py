@@ -188,7 +188,13 @@ def init_wave(
     # Only as one program does each part of a mesh make the states of its own rows alone; elsewhere another rate, which
     # rules hold, should compile nothing.
     init = jax.vmap(rule.init) if axis_size(*ROWS) == 1 else partial(_init_states, rule.init)
-    return adapters, init(adapters, n_steps)
+    return adapters, apart(init(adapters, n_steps), adapters)
+
+
+def apart(state: State, adapter: Adapter) -> State:
+    """The state with copies of the arrays that a rule's `init` took from the adapter, which programs use up."""
+    own = {id(leaf) for leaf in jax.tree.leaves(adapter)}
+    return jax.tree.map(lambda x: jnp.copy(x) if id(x) in own else x, state)
 
 
 @partial(jax.jit, static_argnums=0)

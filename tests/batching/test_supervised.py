@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 
-from tiny_runs import ADD, EXAMPLES, GREET, example, settings, task_of, tiny_model, with_tokens_beyond
+from tiny_runs import ADD, EXAMPLES, GREET, example, proximal, settings, task_of, tiny_model, with_tokens_beyond
 from ttsi_jax.batching.supervised import fine_tune, make_directory, save, settings_there
 from ttsi_jax.cli import main
 from ttsi_jax.errors import InputError
@@ -27,9 +27,9 @@ SHELF = [
 ]
 
 
-def tuned(scope="suffix", wave=2, epochs=3, lr=3e-2, **changes):
+def tuned(scope="suffix", wave=2, epochs=3, lr=3e-2, make=adamw, **changes):
     config = replace(settings().adapt, scope=scope, epochs=epochs, **changes)
-    return fine_tune(MODEL, SHELF, config, adamw(lr), answer_cross_entropy, wave=wave, seed=0), config
+    return fine_tune(MODEL, SHELF, config, make(lr), answer_cross_entropy, wave=wave, seed=0), config
 
 
 @pytest.mark.parametrize("scope", ["suffix", "all"])
@@ -53,6 +53,11 @@ def test_the_base_stays_as_it_is():
     before = jax.tree.map(lambda x: np.array(x), MODEL.params)
     tuned("all")
     jax.tree.map(lambda x, y: np.testing.assert_array_equal(np.asarray(x), y), MODEL.params, before)
+
+
+def test_a_rule_may_keep_the_adapter_that_it_starts_from():
+    trained, _ = tuned(make=proximal)
+    assert trained.losses[-1] < trained.losses[0]
 
 
 def test_what_cannot_be_trained_on():

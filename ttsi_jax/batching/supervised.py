@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from ttsi_jax.adaptation import AdaptConfig, bind_forward
+from ttsi_jax.adaptation import AdaptConfig, apart, bind_forward
 from ttsi_jax.answering import call_ids
 from ttsi_jax.batching.memory import training_chunk
 from ttsi_jax.batching.waves import Ids, Pair, Row, Shape, Waves, bucket, training_shape
@@ -85,7 +85,8 @@ def fine_tune(
     n_batches = -(-len(found) // wave)
     key, rng = jax.random.key(seed), np.random.default_rng(seed)
     adapter = init_adapter(key, model.config, lora)
-    state, losses = rule.init(adapter, jnp.int32(config.epochs * n_batches)), list[float]()
+    state = apart(rule.init(adapter, jnp.int32(config.epochs * n_batches)), adapter)
+    losses = list[float]()
     for epoch in range(config.epochs):
         order = rng.permutation(len(found))
         for number in range(n_batches):
