@@ -3,6 +3,8 @@
 import functools
 import subprocess
 import sys
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import jax
@@ -32,7 +34,7 @@ def from_settings():
 
 
 def compiled(source: str, name: str = "loss"):
-    namespace = {"__name__": "mine", "jnp": jnp, "jax": jax}
+    namespace = {"__name__": "mine", "jnp": jnp, "jax": jax, "dataclass": dataclass, "cached_property": cached_property}
     exec(source, namespace)
     return namespace[name]
 
@@ -63,6 +65,95 @@ OBJECTS = {
 }  # fmt: skip
 
 
+CALL = "def __call__(self, f, adapter, batch, key):"
+EDITS = {  # what an edit of a number in a user's file may touch
+    "a method": f"""
+class Loss:
+    def half(self): return NUMBER
+    {CALL} return self.half(), {{}}
+loss = Loss()""",
+    "a dataclass's method": f"""
+@dataclass(frozen=True)
+class Loss:
+    beta: float = 0.1
+    def half(self): return NUMBER
+    {CALL} return self.half(), {{}}
+loss = Loss()""",
+    "a dataclass's method, bound": """
+@dataclass(frozen=True)
+class Losses:
+    beta: float = 0.1
+    def half(self): return NUMBER
+    def loss(self, f, adapter, batch, key): return self.half(), {}
+loss = Losses().loss""",
+    "what is inherited": f"""
+class Base:
+    {CALL} return NUMBER, {{}}
+class Loss(Base): pass
+loss = Loss()""",
+    "a property": f"""
+class Loss:
+    @property
+    def half(self): return NUMBER
+    {CALL} return self.half, {{}}
+loss = Loss()""",
+    "a cached property": f"""
+class Loss:
+    @cached_property
+    def half(self): return NUMBER
+    {CALL} return self.half, {{}}
+loss = Loss()""",
+    "a class method": f"""
+class Loss:
+    @classmethod
+    def half(cls): return NUMBER
+    {CALL} return self.half(), {{}}
+loss = Loss()""",
+    "a class's attribute": """
+class Settings: beta = NUMBER
+def loss(f, adapter, batch, key): return Settings.beta, {}""",
+    "a class's attribute, by an instance": """
+class Settings: beta = NUMBER
+SETTINGS = Settings()
+def loss(f, adapter, batch, key): return SETTINGS.beta, {}""",
+    "an instance's attribute": """
+@dataclass
+class Settings: beta: float
+SETTINGS = Settings(NUMBER)
+def loss(f, adapter, batch, key): return SETTINGS.beta, {}""",
+    "a backward pass": """
+@jax.custom_vjp
+def half(x): return 0.5 * x
+half.defvjp(lambda x: (half(x), None), lambda _, g: (NUMBER * g,))
+def loss(f, adapter, batch, key): return half(1.0), {}""",
+    "a tangent": """
+@jax.custom_jvp
+def half(x): return 0.5 * x
+half.defjvp(lambda x, t: (half(*x), NUMBER * t[0]))
+def loss(f, adapter, batch, key): return half(1.0), {}""",
+}  # fmt: skip
+OBJECTS |= {
+    f"{what}, {number}": functools.partial(compiled, source.replace("NUMBER", number))
+    for what, source in EDITS.items()
+    for number in ("0.5", "0.6")
+}
+
+
+@pytest.mark.parametrize("what", EDITS)
+def test_an_edit_is_another_name(what):
+    one, two = (named(OBJECTS[f"{what}, {number}"]()) for number in ("0.5", "0.6"))
+    assert one != two
+    again = compiled("\n# why\n" + EDITS[what].replace("NUMBER", "0.5"))
+    assert named(again) == one, "comments do not count, nor lines"
+
+
+def test_what_programs_fill_does_not_count():
+    loss = compiled(f"class Loss:\n    known = {{}}\n    {CALL} return 1.0, {{}}\nloss = Loss()")
+    before = named(loss)
+    loss.known["a"] = 1
+    assert named(loss) == before
+
+
 def test_whatever_differs_has_another_name():
     names = {key: named(make()) for key, make in OBJECTS.items()}
     assert len(set(names.values())) == len(names), names
@@ -86,7 +177,7 @@ def test_the_state_tells_what_the_code_does_not(monkeypatch):
 
 def test_it_is_the_same_in_another_process():
     """Also where modules are read from their compiled files, and text hashes otherwise."""
-    names = ("rule", "ready", "partial", "own, helped", "sgd")
+    names = ("rule", "ready", "partial", "own, helped", "sgd", *(f"{what}, 0.5" for what in EDITS))
     program = (
         "import sys; sys.path.insert(0, sys.argv[1]); import test_identity as t;"
         f"print(*[t.named(t.OBJECTS[key]()).partition('#')[2] for key in {names!r}])"

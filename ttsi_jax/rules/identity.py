@@ -1,8 +1,9 @@
 """What a run remembers of an object that is no name of the library's: its own name and a hash of what it does.
 
-The hash covers the code of functions as it runs (not comments), what they close over, their defaults and the functions
-and numbers of the same module that they use; arrays; and of an update rule also the state that its `init` gives, where
-hyperparameters are. Libraries are known by their names alone, so that a new version of them changes nothing.
+The hash covers the code of functions as it runs (not comments), what they close over, their defaults and the functions,
+classes, objects and numbers of the same module that they use; of an object what it holds and what its classes define;
+arrays; and of an update rule also the state that its `init` gives, where hyperparameters are. Libraries are known by
+their names alone, so that a new version of them changes nothing.
 """
 
 from __future__ import annotations
@@ -25,6 +26,9 @@ from ttsi_jax.rules.interface import UpdateRule
 
 _PACKAGE = __name__.partition(".")[0]
 _LIBRARIES = {_PACKAGE, "jax", "jaxlib", "numpy", "optax", "flax", "chex", "transformers", "tokenizers"}
+_WRAPPED = (  # functions within objects: of jax.jit and functools.wraps, properties, jax.custom_vjp and jax.custom_jvp
+    "__wrapped__", "fget", "func", "fwd", "bwd", "jvp",
+)  # fmt: skip
 _LARGE = 1 << 20  # elements; of an array with more (a model, no hyperparameter) only the shape counts
 
 
@@ -96,12 +100,11 @@ def _content(value: Any, seen: set[int]) -> Iterator[str]:
         yield from _items(value, seen)
     elif is_dataclass(value) and not isinstance(value, type):
         yield from _mapping({field.name: getattr(value, field.name) for field in fields(value)}, seen)
-        yield from _code_of(type(value), seen)
-    elif (wrapped := getattr(value, "__wrapped__", None)) is not None:  # of jax.jit, functools.wraps
-        yield from _content(wrapped, seen)
-    elif callable(value) and not isinstance(value, type) and _is_own(type(value).__module__):
-        yield from _mapping(vars(value) if hasattr(value, "__dict__") else {}, seen)
-        yield from _code_of(type(value), seen)
+    elif not isinstance(value, type) and _is_own(type(value).__module__):
+        yield from _mapping(getattr(value, "__dict__", {}), seen)
+    elif not isinstance(value, type):
+        yield from _items((found for name in _WRAPPED if (found := getattr(value, name, None)) is not None), seen)
+    yield from _code_of(value if isinstance(value, type) else type(value), seen)
 
 
 def _type(value: Any) -> str:
@@ -111,9 +114,12 @@ def _type(value: Any) -> str:
 
 
 def _code_of(kind: type, seen: set[int]) -> Iterator[str]:
-    """What the instances of a class do when they are called, unless that is a library's."""
-    if _is_own(kind.__module__) and (called := vars(kind).get("__call__")) is not None:
-        yield from _content(called, seen)
+    """What a class and those that it inherits from define, but for libraries', for what Python notes in them (such as
+    lines), and for what programs may fill."""
+    for own in kind.__mro__:
+        if _is_own(own.__module__):
+            told = lambda name, x: callable(x) or not (name.startswith("__") or isinstance(x, list | dict | set))  # noqa: E731
+            yield from _mapping({name: x for name, x in vars(own).items() if told(name, x)}, seen)
 
 
 def _items(values: Any, seen: set[int]) -> Iterator[str]:
@@ -142,7 +148,8 @@ def _function(function: FunctionType, seen: set[int]) -> Iterator[str]:
         for name in _global_names(function.__code__):
             value = function.__globals__.get(name)
             constant = isinstance(value, int | float | str | tuple | partial | jax.Array | np.ndarray)
-            if constant or (callable(value) and _is_own(getattr(value, "__module__", None))):
+            function_or_class = callable(value) and _is_own(getattr(value, "__module__", None))
+            if constant or function_or_class or _is_own(type(value).__module__):
                 yield name
                 yield from _content(value, seen)
     yield from _items(function.__defaults__ or (), seen)
