@@ -13,9 +13,10 @@ from batching.test_waves import MODEL, NAMES, ROWS, E, waves
 from model.tiny import tiny_model as tiny_params
 from ttsi_jax.adaptation import AdaptConfig
 from ttsi_jax.batching import waves as module
-from ttsi_jax.batching.memory import training_chunk, within_memory
+from ttsi_jax.batching.memory import training_bytes, training_chunk, within_memory
 from ttsi_jax.batching.waves import Pair, Shape
-from ttsi_jax.rules import adamw, answer_cross_entropy
+from ttsi_jax.rules import LOSSES, adamw, answer_cross_entropy
+from ttsi_jax.rules.anchors import anchored
 from ttsi_jax.scaling.programs import Sizes, run_programs
 
 
@@ -89,13 +90,28 @@ def test_where_recomputing_saves_nothing_chunks_hold_what_is_kept():
     assert of() == of(recomputes=jax.default_backend() != "cpu")
 
 
-@pytest.mark.parametrize("scope", ["all", "suffix"])
-def test_the_compiled_program_takes_what_the_formula_says(scope):
-    """Of the CPU's compiler; a model whose layers outweigh the rest."""
-    shape = {"n_layers": 4, "local_layers": (False,) * 4, "hidden_size": 128, "mlp_size": 384, "vocab_size": 64}
-    config = replace(tiny_params()[0], **shape)
-    sizes = Sizes(4, Shape(384, 128, 2, 4), 128, 16, 4)
-    program = run_programs(config, jnp.float32, sizes, AdaptConfig(), adamw(1e-2), answer_cross_entropy, (scope,))
+LAYERS = {"n_layers": 4, "local_layers": (False,) * 4, "hidden_size": 128, "mlp_size": 384, "vocab_size": 64}
+VOCABULARY = {"n_layers": 1, "local_layers": (False,), "vocab_size": 32768}
+
+
+@pytest.mark.parametrize(
+    ("shape", "scope", "loss", "kl"),
+    [
+        (LAYERS, "all", "answer_cross_entropy", 0.0),
+        (LAYERS, "suffix", "answer_cross_entropy", 0.0),
+        (LAYERS, "suffix", "answer_cross_entropy", 0.1),
+        (VOCABULARY, "suffix", "entropy", 0.0),
+        (VOCABULARY, "suffix", "self_distillation", 0.0),
+        (VOCABULARY, "suffix", "self_distillation", 0.1),
+    ],
+    ids=lambda own: own if isinstance(own, str | float) else f"{own['n_layers']} layers",
+)
+def test_the_compiled_program_takes_what_the_formula_says(shape, scope, loss, kl):
+    """Of the CPU's compiler; models whose layers, or whose logits, outweigh the rest."""
+    config, settings = replace(tiny_params()[0], **shape), AdaptConfig(loss=loss, kl=kl)
+    n_answer = 16 if shape is LAYERS else 128
+    sizes = Sizes(4, Shape(384, 128, 2, 4), 128, n_answer, 4)
+    program = run_programs(config, jnp.float32, sizes, settings, adamw(1e-2), anchored(LOSSES[loss], kl), (scope,))
     program = program[f"adapt, {scope}"]
     taken = {}
     for chunk in (1, 4):
@@ -103,6 +119,5 @@ def test_the_compiled_program_takes_what_the_formula_says(scope):
         taken[chunk] = own.trace().lower().compile().memory_analysis().temp_size_in_bytes
     measured = (taken[4] - taken[1]) / 3
     n_tokens, n_past = (512, 0) if scope == "all" else (128, 384)
-    fits = lambda n_bytes: training_chunk(config, AdaptConfig(memory=n_bytes / 2**30), 256, n_tokens, n_past, 16)[0]  # noqa: E731
-    assert fits(32 * measured) <= 32 + 4, "what is said to fit takes at most an eighth more"
-    assert fits(32 * measured) >= 16, "and no half of the memory is left idle"
+    formula = training_bytes(config, settings, n_tokens, n_past, n_answer)
+    assert 0.5 * formula <= measured <= 1.1 * formula

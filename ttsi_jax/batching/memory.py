@@ -15,6 +15,7 @@ from ttsi_jax.model.config import DecoderConfig
 from ttsi_jax.model.lora import LoraConfig, projection_shapes
 
 LOG = logging.getLogger("ttsi_jax")
+ONE_MODEL = ("answer_cross_entropy", "entropy", "reinforce")  # losses that do not ask theta_0
 Result = TypeVar("Result")
 
 
@@ -78,7 +79,8 @@ def training_bytes(
     the queries, the attention's output and how they lie for its products (4 of all heads). Attention weights are not
     kept, but each part of the queries keeps the keys and values up to its end. With `remat` that is one layer's alone,
     and the stream is each layer's. Once: what attention computes again for one part, the sequence's own cached past,
-    four copies of the logits, and of the adapter its gradient, its new value and two moments.
+    four copies of the logits, theta_0's where it is asked, and of the adapter its gradient, its new value and two
+    moments. `settings.kl` reads the pair a second time.
     """
     heads, kv_heads = config.n_heads * config.head_dim, config.n_kv_heads * config.head_dim
     n_parts = -(-n_tokens // QUERIES)
@@ -86,8 +88,10 @@ def training_bytes(
     attended = 4 * config.n_heads * min(n_tokens, QUERIES) * (n_tokens + n_past)  # by one part, in one layer
     layer, past = n_tokens * per_token, 2 * n_past * kv_heads * config.n_layers
     layers = layer + n_tokens * config.hidden_size * config.n_layers if remat else layer * config.n_layers
-    others = 4 * n_answer * config.vocab_size
-    return 4 * (n_sequences * (layers + attended + others) + past + 4 * adapter_size(config, settings.lora))
+    asks_theta_0 = settings.kl > 0 or settings.loss not in ONE_MODEL
+    others = (4 + asks_theta_0) * n_answer * config.vocab_size
+    n_read = n_sequences + (settings.kl > 0)
+    return 4 * (n_read * (layers + attended + others) + past + 4 * adapter_size(config, settings.lora))
 
 
 def adapter_size(config: DecoderConfig, lora: LoraConfig) -> int:
