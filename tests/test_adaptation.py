@@ -4,11 +4,12 @@ import math
 from functools import partial
 
 import jax
+import jax.flatten_util
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from model.tiny import padded, pair, random_ids, row, sequence, stack, tiny_model
+from model.tiny import in_bfloat16, padded, pair, random_ids, row, sequence, stack, tiny_model
 from tiny_runs import proximal
 from ttsi_jax.adaptation import AdaptConfig, adapt_wave, init_wave
 from ttsi_jax.model.decoder import forward, logits
@@ -39,10 +40,10 @@ def adapt(
 
 def train(
     lr=1e-2, data=None, n_pairs=N_PAIRS, n_steps=N_STEPS, keys=KEYS, select=lambda x: x,
-    adapters=None, past=(), held_out=None, make=adamw, **how,
+    adapters=None, past=(), held_out=None, make=adamw, narrow=False, **how,
 ):  # fmt: skip
     config, base = tiny_model()
-    rule = make(lr)
+    base, rule = in_bfloat16(config, base) if narrow else base, make(lr)
     fresh, states = init_wave(select(keys), config, LORA, rule, select(n_steps))
     wave = (adapters or fresh, states, *map(select, (data or batches(), n_pairs, n_steps, keys, past)))
     how = {"chunk": len(select(n_steps))} | how
@@ -186,6 +187,15 @@ def test_chunks_and_recomputed_layers_change_nothing(trained_gently, how):
     adapters, losses = adapt(lr=1e-4, **how)
     assert_same(adapters, trained_gently[0], atol=1e-6)
     assert_same(losses, trained_gently[1], atol=1e-5)
+
+
+def test_on_a_base_in_bfloat16_an_adapter_learns_what_it_learns_in_float32(trained):
+    adapters, losses = adapt(narrow=True)
+    assert {leaf.dtype for leaf in jax.tree.leaves(adapters)} == {jnp.dtype(jnp.float32)}
+    np.testing.assert_allclose(losses, trained[1], rtol=0, atol=0.05)
+    fresh, _ = init_wave(KEYS, tiny_model()[0], LORA, adamw(), N_STEPS)
+    moved = [jax.flatten_util.ravel_pytree(jax.tree.map(jnp.subtract, x, fresh))[0] for x in (adapters, trained[0])]
+    assert np.corrcoef(*moved)[0, 1] > 0.95
 
 
 def test_scope_suffix_starts_from_the_base():

@@ -8,12 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from model.tiny import FAMILIES, VARIANTS, in_int8, random_adapter, random_ids, sequence, stack, tiny_model
+from model.tiny import FAMILIES, VARIANTS, in_bfloat16, in_int8, random_adapter, random_ids, sequence, stack, tiny_model
 from ttsi_jax.model.cache import PADDING, SHARED, empty, write
 from ttsi_jax.model.decoder import (
     RMSNorm,
     Tokens,
-    abstract_params,
     forward,
     logits,
     merge,
@@ -154,7 +153,7 @@ def test_visibility_by_segment_and_position():
 
 def test_bfloat16_weights_keep_float32_where_it_matters():
     config, params = tiny_model("qwen3")
-    narrow = jax.tree.map(lambda x, a: x.astype(a.dtype), params, abstract_params(config, jnp.bfloat16))
+    narrow = in_bfloat16(config, params)
     assert narrow["layers"][0]["q"]["kernel"].dtype == jnp.bfloat16
     assert narrow["final_norm"]["scale"].dtype == jnp.float32
     hidden, cache = run(config, narrow, sequence(ROWS[0]), (), random_adapter(config, 0), 2.0)
@@ -169,7 +168,7 @@ def test_bfloat16_weights_keep_float32_where_it_matters():
 def test_products_are_of_narrow_factors_also_in_the_backward_pass(as_kept):
     """One in float32 beside one in bfloat16 would make a copy of a weight in float32."""
     config, params = tiny_model("qwen3")
-    narrow = jax.tree.map(lambda x, a: x.astype(a.dtype), params, abstract_params(config, jnp.bfloat16))
+    narrow = in_bfloat16(config, params)
     tokens, adapter = sequence(ROWS[0]), random_adapter(config, 0)
 
     def loss(adapter, params):

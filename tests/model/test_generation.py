@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from model.tiny import (
     FAMILIES,
     VOCABULARY,
+    in_bfloat16,
     padded,
     prompted,
     random_adapter,
@@ -62,9 +63,11 @@ def wave(prompts: list[list[int]], size: int = SIZE, start: int = 0):
     return stack([sequence(ids, size, start) for ids in prompts])
 
 
-def decode(slots, table=NEVER, n_steps=8, prompts=PROMPTS, keys=KEYS, sampling=GREEDY, adapters=None, scale=1.0):
+def decode(
+    slots, table=NEVER, n_steps=8, prompts=PROMPTS, keys=KEYS, sampling=GREEDY, adapters=None, scale=1.0, base=None
+):
     """Runs one script per prompt and returns `Generated`."""
-    config, params = tiny_model()
+    config, params = base or tiny_model()
     scripts = stack([script(own, 6) for own in slots])
     read = prompted(config, params, wave(prompts), (), adapters, scale)
     return run_lanes(config, params, Rows(read, (), adapters), scripts, table, keys, sampling, n_steps, scale)
@@ -113,6 +116,15 @@ def test_greedy_decoding_is_transformers(references, variant):
 def test_free_text_is_the_naive_loop():
     found = decode([[(1, 8)]] * 3)
     assert found.ids.tolist() == [greedy(ids, 8) for ids in PROMPTS]
+
+
+def test_in_bfloat16_every_token_is_about_the_best_in_float32():
+    config, params = tiny_model()
+    found = decode([[(1, 8)]] * 3, base=(config, in_bfloat16(config, params)))
+    for ids, said in zip(PROMPTS, found.ids.tolist(), strict=True):
+        hidden, _ = _forward(config, params, sequence(ids + said, 40))
+        scores = np.asarray(logits(config, params, hidden[len(ids) - 1 : len(ids) + 7]))
+        assert (scores.max(axis=-1) - scores[range(8), said]).max() < 0.1 < scores.std()
 
 
 def test_forced_tokens_steer_what_follows():

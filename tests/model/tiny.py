@@ -76,6 +76,11 @@ def tiny_model(variant: str = "llama") -> tuple[DecoderConfig, Params]:
     return config, jax.tree_util.tree_map_with_path(fill, abstract_params(config))
 
 
+def in_bfloat16(config: DecoderConfig, params: Params) -> Params:
+    """As a base is loaded: norms and the like stay in float32."""
+    return jax.tree.map(lambda x, like: x.astype(like.dtype), params, abstract_params(config, jnp.bfloat16))
+
+
 def in_int8(params: Params, group: int | None = None) -> Params:
     """Float parameters with every matrix in int8; `group` inputs share a float16 scale, or all of an output's a float32
     one."""
