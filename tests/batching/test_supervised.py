@@ -8,10 +8,12 @@ import numpy as np
 import pytest
 
 from tiny_runs import ADD, EXAMPLES, GREET, example, proximal, settings, task_of, tiny_model, with_tokens_beyond
+from ttsi_jax.batching import supervised
 from ttsi_jax.batching.supervised import fine_tune, make_directory, save, settings_there
 from ttsi_jax.cli import main
 from ttsi_jax.errors import InputError
 from ttsi_jax.loop import run
+from ttsi_jax.model.lora import init_adapter
 from ttsi_jax.rules import adamw, answer_cross_entropy, dpo, ridge
 from ttsi_jax.runs.groups import load_runs, notes
 from ttsi_jax.synthesis.training import TrainedOn, trained_on
@@ -47,6 +49,27 @@ def test_a_step_takes_the_mean_gradient_and_chunks_change_nothing():
     for other in (tuned(wave=4, epochs=2)[0], tuned(wave=3, epochs=2, memory=1e-9)[0]):
         np.testing.assert_allclose(one.losses, other.losses, rtol=1e-4)
     assert len(one.losses) == 2
+
+
+def test_steps_have_a_scope_and_draw_by_other_keys_than_the_adapter(monkeypatch):
+    began, stepped, texts, program = [], [], [], supervised._step
+
+    def init(key, *rest):
+        began.append(key)
+        return init_adapter(key, *rest)
+
+    def step(*arguments, **how):
+        stepped.append(arguments[8])
+        texts.append(program.lower(*arguments, **how).as_text(debug_info=True))
+        return program(*arguments, **how)
+
+    monkeypatch.setattr(supervised, "init_adapter", init)
+    monkeypatch.setattr(supervised, "_step", step)
+    tuned(epochs=1)
+    layers = [jax.random.fold_in(began[0], layer) for layer in range(10)]
+    bits = lambda keys: {tuple(jax.random.key_data(key).tolist()) for key in keys}  # noqa: E731
+    assert len(bits(stepped)) == 2 and not bits(stepped) & bits(layers)
+    assert all("adapt/step" in text for text in texts)
 
 
 def test_the_base_stays_as_it_is():

@@ -83,8 +83,9 @@ def fine_tune(
     waves, whole = _Waves(model, wave, 1), config.scope == "all"
     n_prefix = bucket(max(len(prefix) for _, (prefix, _) in found), SMALLEST)
     n_batches = -(-len(found) // wave)
-    key, rng = jax.random.key(seed), np.random.default_rng(seed)
-    adapter = init_adapter(key, model.config, lora)
+    init_key, step_key = jax.random.split(jax.random.key(seed))
+    rng = np.random.default_rng(seed)
+    adapter = init_adapter(init_key, model.config, lora)
     state = apart(rule.init(adapter, jnp.int32(config.epochs * n_batches)), adapter)
     losses = list[float]()
     for epoch in range(config.epochs):
@@ -95,7 +96,7 @@ def fine_tune(
             chunk, remat = training_chunk(model.config, config, wave, *sizes)
             adapter, state, own = _step(
                 model.config, model.params, rule.step, loss, adapter, state, batch, jnp.arange(wave) < len(chosen),
-                jax.random.fold_in(key, len(losses) + 1), past, scale=lora.scale, chunk=chunk, remat=remat,
+                jax.random.fold_in(step_key, len(losses)), past, scale=lora.scale, chunk=chunk, remat=remat,
             )  # fmt: skip
             losses.append(float(own))
             if not math.isfinite(losses[-1]):
@@ -213,7 +214,8 @@ def _step(
         losses = jax.lax.map(one, rows, batch_size=chunk)
         return jnp.sum(jnp.where(present, losses, 0.0)) / jnp.sum(present), {}
 
-    adapter, state, metrics = rule_step(LossFn(mean, _no_forward), adapter, state, batch, key)
+    with jax.named_scope("adapt"), jax.named_scope("step"):
+        adapter, state, metrics = rule_step(LossFn(mean, _no_forward), adapter, state, batch, key)
     return adapter, state, metrics["loss"]
 
 
