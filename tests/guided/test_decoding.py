@@ -62,6 +62,21 @@ def packed(allowed):
     return np.packbits(bits, axis=1, bitorder="little").view(np.uint32)
 
 
+def test_every_program_has_its_scope():
+    config, params = tiny_model(VOCABULARY, 16)
+    rows = Rows(prompted(config, params, wave()))
+    lanes, three = no_lanes(rows, STEPS), jnp.arange(3)
+    masks = jnp.zeros((3, VOCABULARY // 32), jnp.uint32)
+    _, new = jax.eval_shape(partial(read_tokens, config), params, rows, lanes.own, three, three)
+    for lowered in (
+        admit.lower(lanes, Arrivals(rows, three, three)),
+        mask_and_sample.lower(lanes.scores, masks, KEYS, three, each(3, GREEDY)),
+        read_tokens.lower(config, params, rows, lanes.own, three, three),
+        append.lower(lanes.own, new, three),
+    ):
+        assert "decode/" in lowered.as_text(debug_info=True)
+
+
 @given(st.integers(0, 2**32 - 1))
 def test_unpacking_is_the_inverse_of_packing(seed):
     allowed = np.random.default_rng(seed).random((2, 70)) < 0.5

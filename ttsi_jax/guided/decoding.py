@@ -74,7 +74,8 @@ def mask_and_sample(scores: Array, masks: Array, keys: Array, n_fed: Array, samp
         allowed = jnp.where(unpack(masks, scores.shape[-1]), scores, -jnp.inf)
         return sample(jax.vmap(jax.random.fold_in)(keys, n_fed), allowed, sampling), finite
 
-    return map_rows(choose, (), (scores, masks, keys, n_fed, sampling))
+    with jax.named_scope("decode"):
+        return map_rows(choose, (), (scores, masks, keys, n_fed, sampling))
 
 
 @partial(jax.jit, static_argnames=("config", "scale"))
@@ -117,14 +118,16 @@ def read_tokens(
         hidden, new = jax.vmap(read)(tokens, rows, own)
         return logits(config, params, hidden[:, 0]), new
 
-    return map_rows(of_rows, (params, common), (rows, own, ids, n_fed))
+    with jax.named_scope("decode"):
+        return map_rows(of_rows, (params, common), (rows, own, ids, n_fed))
 
 
 @partial(jax.jit, donate_argnames=("own",))
 def append(own: Cache, new: Cache, n_fed: Array) -> Cache:
     """The rows' caches with the tokens of a step; a program of its own, since in that of the forward step, which reads
     these caches, XLA would copy them first."""
-    return map_rows(jax.vmap(write), (), (own, new, n_fed))
+    with jax.named_scope("decode"):
+        return map_rows(jax.vmap(write), (), (own, new, n_fed))
 
 
 @partial(jax.jit, static_argnames=("n_steps",))
@@ -151,7 +154,8 @@ def admit(lanes: Guided, arrivals: Arrivals) -> Guided:
     def put_all(lanes: Guided, arrivals: Arrivals) -> Guided:
         return jax.lax.fori_loop(0, jnp.sum(arrivals.sources >= 0), partial(put, arrivals), lanes)
 
-    return map_rows(put_all, (), (lanes, arrivals))
+    with jax.named_scope("decode"):
+        return map_rows(put_all, (), (lanes, arrivals))
 
 
 def decode_guided(
