@@ -1,5 +1,6 @@
 """Choosing tau: by budget, by the distribution, by the gain on labels."""
 
+import json
 from dataclasses import replace
 
 import numpy as np
@@ -12,7 +13,7 @@ from ttsi_jax.config import check
 from ttsi_jax.errors import InputError
 from ttsi_jax.loop import run
 from ttsi_jax.quality.thresholds import NONE, Chosen, automatic_tau, by_budget, by_distribution, by_gain, labelled
-from ttsi_jax.runs.directory import RECORDS, SUMMARY
+from ttsi_jax.runs.directory import CONFIG, RECORDS, SUMMARY
 from ttsi_jax.runs.groups import load_runs, notes
 from ttsi_jax.runs.record import Record
 
@@ -153,6 +154,10 @@ def test_tau_from_a_labelled_run(tmp_path):
     assert run(MODEL, TASK, judged).summary["tau_by"] == "labels"
     with pytest.raises(InputError, match="its answer.judge is values, here it is channel"):
         run(MODEL, TASK, replace(judged, answer=replace(judged.answer, judge="channel")))
+    started = json.loads((tmp_path / CONFIG).read_text()) | {"start": "a checksum"}
+    (tmp_path / CONFIG).write_text(json.dumps(started))
+    with pytest.raises(InputError, match="its start is a checksum, here it is None"):
+        run(MODEL, TASK, config)
     (tmp_path / SUMMARY).unlink()
     with pytest.raises(InputError, match="the run is not finished"):
         run(MODEL, TASK, config)

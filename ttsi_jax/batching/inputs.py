@@ -41,7 +41,6 @@ CHARACTERS_PER_TOKEN = 16  # more than a text has, on average
 BUCKET_COST = 32_768  # padded prefix tokens, read once, that another bucket's programs are worth: a minute on two cores
 PROGRAMS = 5  # of a bucket; the noisy channel has one
 
-
 # What an input's random key is used for; each use folds its own number into the key.
 SYNTHESIS, ADAPTATION, ANSWER, SAMPLES, CHECKING, GATE = range(6)
 

@@ -88,8 +88,8 @@ def _unmatchable(call: GoldCall, example: Example, text: str) -> str | None:
     for name in call.arguments.keys() - call.optional:
         if name not in tool.properties and tool.parameters.get("additionalProperties", False) is False:
             return f"{call.name!r} has no argument {name!r}, which the right call gives"
-        hidden = all(isinstance(value, str) and _plain(value)[1:-1] not in text for value in call.arguments[name])
-        if _CREDENTIAL.search(_BORDER.sub("_", name).lower()) and hidden:
+        hidden = lambda value: isinstance(value, str) and _plain(value)[1:-1] not in text  # noqa: E731
+        if _CREDENTIAL.search(_BORDER.sub("_", name).lower()) and all(map(hidden, call.arguments[name])):
             return f"the right value of {name!r} stands nowhere in the input"
     return None
 
