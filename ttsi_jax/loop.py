@@ -205,8 +205,8 @@ def labelled_by(config: RunConfig, weights: dict[str, Any]) -> Labelled:
     for name in names:
         if known.get(name) != ours.get(name):
             raise InputError(
-                f"--gate.labelled {config.gate.labelled}: its {name} is {known.get(name)}, here it is {ours.get(name)}; its"
-                " certainties say nothing about these"
+                f"--gate.labelled {config.gate.labelled}: its {name} is {known.get(name)}, here it is {ours.get(name)};"
+                " its certainties say nothing about these"
             )
     return labelled(there.records)
 
