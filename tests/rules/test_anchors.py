@@ -32,6 +32,17 @@ def test_the_kl_term_is_that_of_the_anchored_loss():
     assert found == pytest.approx(expected, rel=1e-5) and aux["kl"] == pytest.approx(theirs["kl"], rel=1e-5)
 
 
+def test_a_loss_and_its_anchor_read_the_pair_once():
+    read = []
+
+    def listening(adapter, *rest):
+        read.append(adapter is None)
+        return forward(adapter, *rest)
+
+    anchored(answer_cross_entropy, kl=0.3)(listening, ADAPTER, answer(1), KEY)
+    assert sorted(read) == [False, True], "with the adapter, and theta_0"
+
+
 def test_the_l2_term_is_the_squared_change_of_the_weights():
     changes = [np.asarray(own.a @ own.b) for layer in ADAPTER.values() for own in layer.values()]
     expected = sum(float((change**2).sum()) for change in changes)

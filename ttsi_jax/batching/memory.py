@@ -80,7 +80,7 @@ def training_bytes(
     kept, but each part of the queries keeps the keys and values up to its end. With `remat` that is one layer's alone,
     and the stream is each layer's. Once: what attention computes again for one part, the sequence's own cached past,
     four copies of the logits, theta_0's where it is asked, and of the adapter its gradient, its new value and two
-    moments. `settings.kl` reads the pair a second time.
+    moments.
     """
     heads, kv_heads = config.n_heads * config.head_dim, config.n_kv_heads * config.head_dim
     n_parts = -(-n_tokens // QUERIES)
@@ -90,8 +90,7 @@ def training_bytes(
     layers = layer + n_tokens * config.hidden_size * config.n_layers if remat else layer * config.n_layers
     asks_theta_0 = settings.kl > 0 or settings.loss not in ONE_MODEL
     others = (4 + asks_theta_0) * n_answer * config.vocab_size
-    n_read = n_sequences + (settings.kl > 0)
-    return 4 * (n_read * (layers + attended + others) + past + 4 * adapter_size(config, settings.lora))
+    return 4 * (n_sequences * (layers + attended + others) + past + 4 * adapter_size(config, settings.lora))
 
 
 def adapter_size(config: DecoderConfig, lora: LoraConfig) -> int:

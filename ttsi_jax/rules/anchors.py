@@ -5,13 +5,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 
+from ttsi_jax.model.decoder import Tokens
 from ttsi_jax.model.lora import Adapter, LowRank
-from ttsi_jax.rules.interface import Batch, Extra, Forward, Loss, Metrics, needed
+from ttsi_jax.rules.interface import Batch, Extra, Forward, Loss, Metrics, Outputs, needed
 from ttsi_jax.rules.losses import kl_to_theta_0
 
 
@@ -35,6 +37,20 @@ def squared_change(adapter: Adapter) -> Array:
     return sum(map(one, leaves), start=jnp.float32(0))
 
 
+def _remembering(forward: Forward) -> Forward:
+    """The same, which reads the same objects once: a loss and its anchor ask for the same logits, and once each has its
+    backward pass the compiler no longer joins them."""
+    known: dict[Any, Any] = {}  # with what was read, or another object might get its id
+
+    def read(adapter: Adapter | None, tokens: Tokens, predict: Array, inputs: bool = False) -> Outputs:
+        key = id(adapter), id(tokens), id(predict), inputs
+        if key not in known:
+            known[key] = adapter, tokens, predict, forward(adapter, tokens, predict, inputs)
+        return known[key][-1]
+
+    return read
+
+
 @dataclass(frozen=True)
 class _Anchored:
     """Equal for equal values, so that jit recognises it."""
@@ -52,6 +68,7 @@ class _Anchored:
         return needed(self.loss)
 
     def __call__(self, forward: Forward, adapter: Adapter, batch: Batch, key: Array) -> tuple[Array, Metrics]:
+        forward = _remembering(forward)
         value, metrics = self.loss(forward, adapter, batch, key)
         if self.kl:
             metrics = metrics | {"kl": kl_to_theta_0(forward, adapter, batch)}
