@@ -4,8 +4,8 @@ Memory is the compiler's own account of the real program, or its refusal. FLOPs 
 (see `tpu_pieces.py`), times how often a program does them, with their ratio to a count by hand; bytes are the pieces'
 arguments (the base for every pass through it) and results once, and their temporaries twice. Seconds are estimated
 from them: each piece takes the longest of its arithmetic at the chip's peak, its bytes at the chip's bandwidth, and on
-a mesh what its collectives send at that of the chip's connections. Nothing was run: so long takes a program that loses
-nothing else. The share compares them with the useful work of `bounds.py`, divided over the chips.
+a mesh what its collectives send at that of the chip's connections. Nothing is run: this is how long a program takes
+that loses no time elsewhere. The share compares them with the useful work of `bounds.py`, divided over the chips.
 
 Needs libtpu: pip install -e ".[tpu-aot]"
 """

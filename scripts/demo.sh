@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Test-time self-improvement on a real model and real inputs, from nothing: about seven minutes and 6 GiB on two cores.
+# Test-time self-improvement on a real model and real inputs, from nothing: about five minutes and 6 GiB on two cores.
 #
 # SmolLM2-135M-Instruct is too small to write JSON, so answers have the form `keys` (argument names are written for it,
 # on both sides of the comparison), and adapters act after the tool list only (scope `suffix`). Starting it again

@@ -7,13 +7,13 @@ import pytest
 
 from tiny_runs import EXAMPLES, TASK, settings, task_of, tiny_model, untimed
 from ttsi_jax.algorithm import Algorithm
-from ttsi_jax.answering import read_calls
 from ttsi_jax.batching.waves import Waves
 from ttsi_jax.config import check
 from ttsi_jax.errors import InputError
 from ttsi_jax.loop import run
 from ttsi_jax.quality.soundness import sound
 from ttsi_jax.quality.votes import vote
+from ttsi_jax.tasks import read_calls
 
 MODEL = tiny_model()
 FOUR = task_of(*(EXAMPLES[index] for index in (1, 2, 3, 5)))  # each of them writes itself a pair

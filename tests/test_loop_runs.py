@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+import tiny_runs
 import ttsi_jax
 from tiny_runs import (
     EXAMPLES,
@@ -25,7 +26,7 @@ from tiny_runs import (
 )
 from ttsi_jax.errors import InputError
 from ttsi_jax.loop import Loop, run
-from ttsi_jax.runs.directory import read_records
+from ttsi_jax.runs.directory import CONFIG, read_records
 from ttsi_jax.runs.record import Record, from_json, to_json
 from ttsi_jax.tasks import Task
 
@@ -52,8 +53,15 @@ def test_an_estimator_of_ones_own():
 
 def test_a_rule_and_a_loss_of_ones_own(usual):
     """A ready-made `UpdateRule` has its own learning rate, here the usual one."""
-    adapt = replace(settings().adapt, rule="tiny_runs:READY_RULE", loss="ttsi_jax.rules:answer_cross_entropy", lr=9.0)
+    adapt = replace(settings().adapt, rule="tiny_runs:READY_RULE", loss="ttsi_jax.rules:answer_cross_entropy", lr=None)
     assert untimed(records(adapt=adapt)) == usual
+    with pytest.raises(InputError, match="--adapt.lr is 9.0, but --adapt.rule tiny_runs:READY_RULE#"):
+        records(adapt=replace(adapt, lr=9.0))
+
+
+def test_a_rule_that_is_given_has_its_rate(tmp_path):
+    run(MODEL, task_of(EXAMPLES[0]), settings(), out=tmp_path, rule=tiny_runs.READY_RULE)
+    assert json.loads((tmp_path / CONFIG).read_text())["adapt"]["lr"] is None
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 
 from tiny_runs import ADD, EXAMPLES, GREET, TASK, example, gate, settings, task_of, tiny_model, untimed
-from ttsi_jax.answering import read_calls
 from ttsi_jax.batching.shared import Shared
 from ttsi_jax.batching.waves import Waves
 from ttsi_jax.config import check
@@ -19,7 +18,7 @@ from ttsi_jax.quality.votes import vote
 from ttsi_jax.runs.directory import read_records
 from ttsi_jax.synthesis import SynthesisConfig, recorded
 from ttsi_jax.synthesis.training import from_training
-from ttsi_jax.tasks import GoldCall, Task, call_correct
+from ttsi_jax.tasks import GoldCall, Task, call_correct, read_calls
 from ttsi_jax.tasks.prompts import ANY_NUMBER, PromptEncoder, answer_messages
 
 MODEL = tiny_model()

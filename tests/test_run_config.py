@@ -84,7 +84,21 @@ IN_VAIN = [
         {"gate": replace(GATE, score="channel"), "adapt": AdaptConfig(adapters=2, combine="likelihood")},
         "--adapt.combine likelihood needs scores that adapters change: not with --gate.score channel",
     ),
-]
+    ({"gate": replace(GATE, tau="auto", labelled="there", select="certain")}, "--gate.labelled finds the tau"),
+    ({"adapt": AdaptConfig(divide=True)}, "--adapt.divide is about several adapters"),
+    ({"adapt": AdaptConfig(combine="likelihood")}, "--adapt.combine is about several adapters"),
+    ({"answer": AnswerConfig(repair=True)}, "--answer.repair chooses among answers"),
+    *(
+        ({"method": "icl", "adapt": AdaptConfig(**setting)}, f"--adapt.{option} is about what is trained")
+        for option, setting in {
+            "measure": {"measure": ("kl",)}, "adapters": {"adapters": 2}, "stop-below": {"stop_below": 0.0},
+            "kl": {"kl": 0.1}, "l2": {"l2": 0.1}, "save": {"save": True},
+        }.items()
+    ),
+    ({"method": "tt-icl", "wave": 1, "adapt": AdaptConfig(reset="never")}, "--adapt.reset never is about what is"),
+    ({"method": "tt-icl", "synthesis": SynthesisConfig(held_out=True)}, "--synthesis.held-out is about what is"),
+    ({"adapt": AdaptConfig(targets=())}, "--adapt.targets is empty; name at least one of q, k"),
+]  # fmt: skip
 
 
 @pytest.mark.parametrize(("changes", "why"), IN_VAIN)

@@ -23,9 +23,11 @@ from ttsi_jax.errors import InputError, ModelFileError
 from ttsi_jax.loop import Result, run
 from ttsi_jax.model.cache import PADDING
 from ttsi_jax.model.lora import Adapter, LoraConfig, LowRank, init_adapter
+from ttsi_jax.quality.presets import PRESETS
 from ttsi_jax.rules import (
     adamw,
     answer_cross_entropy,
+    by_projection,
     dpo,
     entropy,
     kl_anchored,
@@ -50,6 +52,7 @@ __version__ = "0.2.0"
 
 __all__ = [
     "PADDING",
+    "PRESETS",
     "AdaptConfig",
     "Adapter",
     "AnswerConfig",
@@ -83,6 +86,7 @@ __all__ = [
     "UpdateRule",
     "adamw",
     "answer_cross_entropy",
+    "by_projection",
     "check_estimator",
     "check_loss",
     "check_rule",

@@ -46,7 +46,8 @@ class AdaptConfig:
         start: directory of a PEFT adapter that is theta_0, the model before any adaptation: scores, pairs and the
           base's answers come from it, and every adapter starts as it.
         reset: `example`: every input starts from theta_0 (the paper). `never`: from the adapter of the input that
-          adapted before it, in the task's order, which ties inputs together on purpose; needs wave 1.
+          adapted before it, in the task's order, which ties inputs together on purpose; needs wave 1, and `save` where
+          the run is kept.
         accept: conditions that must all hold for an adapted answer to replace the base's: `sibling` (needs
           --synthesis.held-out), `repairs`, `valid`, `sound`, `margin`, `kl`, `seeds` (see docs/quality.md); by default
           every adapted answer does.

@@ -13,7 +13,6 @@ from dataclasses import replace
 import jax
 import numpy as np
 
-from ttsi_jax.answering import read_calls
 from ttsi_jax.batching.inputs import ADAPTATION, Draft
 from ttsi_jax.batching.schedule import Adapt, Learned, Steps, Together, Wanting
 from ttsi_jax.batching.shared import Shared
@@ -27,6 +26,7 @@ from ttsi_jax.quality.agreement import same
 from ttsi_jax.runs.scores import plain
 from ttsi_jax.steps.outcome import Outcome, elect
 from ttsi_jax.steps.writing import Writing
+from ttsi_jax.tasks import read_calls
 from ttsi_jax.tasks.prompts import PromptEncoder
 
 
@@ -137,9 +137,10 @@ class Algorithm(Writing):
         pairs = [*share, *(copy for pair in share for copy in pair.copies)]
         learned: Learned = yield Adapt(draft, "adapt", rows, pairs, seed)
         steps = [pairs[step % len(pairs)] for step in range(len(learned.losses))]
-        read = [*steps, *filter(None, [draft.held_out] * 2)]
-        n_tokens = sum(len(pair.prefix or draft.prefix) + len(pair.prompt) + len(pair.answer) for pair in read)
-        draft.count("adapt", n_tokens + sum(len(row.prefix) + len(row.suffix) for row in rows))
+        watched = [draft.held_out] * (2 + len(steps) * self.config.adapt.stop_rising)
+        n_tokens = sum(draft.n_tokens(pair) for pair in [*steps, *filter(None, watched)])
+        again = rows[:1] * (2 * (learned.kl is not None))
+        draft.count("adapt", n_tokens + sum(len(row.prefix) + len(row.suffix) for row in (*rows, *again)))
         return (yield from self.answer_after(draft, learned))
 
     def show(self, draft: Draft) -> Wanting:

@@ -17,7 +17,7 @@ import numpy as np
 
 from ttsi_jax.guided.grammar import call_schema, calls_schema
 from ttsi_jax.model.generation import FORCED
-from ttsi_jax.tasks import Call, CallSyntaxError, Tool, parse_calls
+from ttsi_jax.tasks import Call, Tool
 from ttsi_jax.tasks.pieces import call_pieces, forced_pieces, json_type, keys_text, written_arguments
 from ttsi_jax.tasks.prompts import PromptEncoder
 
@@ -149,13 +149,3 @@ ANSWERERS = {"free": FREE, "guided": GUIDED, "keys": KEYS}
 def call_ids(encoder: PromptEncoder, call: Call) -> tuple[int, ...]:
     """Token ids of a whole answer, piece by piece as `keys` decodes it: what a pair is trained on."""
     return tuple(token for text in call_pieces(call) for token in encoder.fragment(text))
-
-
-def read_calls(text: str | None) -> list[Call] | None:
-    """The calls in an answer, or None where it cannot be read."""
-    if text is None:
-        return None
-    try:
-        return parse_calls(text)
-    except CallSyntaxError:
-        return None

@@ -31,7 +31,7 @@ from ttsi_jax.checkpoints.int8 import storage
 from ttsi_jax.checkpoints.peft import WEIGHTS, load_start
 from ttsi_jax.config import Parts, RunConfig, automatic, check, find_parts
 from ttsi_jax.errors import InputError
-from ttsi_jax.quality.confidence import CALL_ESTIMATORS, CallEstimator
+from ttsi_jax.quality.confidence import CallEstimator
 from ttsi_jax.quality.thresholds import Chosen, Labelled, automatic_tau, labelled
 from ttsi_jax.rules.identity import digest
 from ttsi_jax.runs.clock import CompileClock
@@ -188,8 +188,8 @@ def start_of(config: RunConfig) -> dict[str, Any]:
     return {"start": checksum([Path(config.adapt.start) / WEIGHTS])} if config.adapt.start is not None else {}
 
 
-def labelled_by(config: RunConfig, weights: dict[str, Any]) -> Labelled:
-    """What the run that tau is chosen by (`--gate.labelled`) knows.
+def labelled_by(config: RunConfig, weights: dict[str, Any], estimator: Any) -> Labelled:
+    """What the run that tau is chosen by (`--gate.labelled`) knows, for certainties by `estimator`.
 
     Raises:
         InputError: its certainties are not of the same kind as those of this run, or what `labelled` raises.
@@ -198,11 +198,11 @@ def labelled_by(config: RunConfig, weights: dict[str, Any]) -> Labelled:
     known, ours = (dict(flat(one)) for one in (there.config, weights | start_of(config) | config.to_dict()))
     if there.summary is None:
         raise InputError(f"--gate.labelled {config.gate.labelled}: the run is not finished")
-    names = ("checksum", "dtype", "start", "gate.estimator", "gate.score", "answer.form")
-    if config.gate.estimator in CALL_ESTIMATORS:  # which judge the answer
-        names += tuple(f"answer.{name}" for name in ("samples", "vote", "orders", "repair", "judge"))
-        names += ("gate.samples",)
-    for name in names:
+    names = {"checksum", "dtype", "start", "gate.estimator", "gate.score", "answer.form"}
+    if isinstance(estimator, CallEstimator):  # which judges the answer
+        names |= {name for name in ours if name.startswith("answer.")}
+        names |= {"gate.samples", "synthesis.temperature", "synthesis.top_p"} if estimator.samples else set()
+    for name in sorted(names):
         if known.get(name) != ours.get(name):
             raise InputError(
                 f"--gate.labelled {config.gate.labelled}: its {name} is {known.get(name)}, here it is {ours.get(name)};"
@@ -235,7 +235,7 @@ class Loop:
             theta_0 = Adapted(load_start(config.adapt.start, lora, model.config), lora.scale, config.adapt.scope)
         self.algorithm = Algorithm(config, self.parts, self.encoder, model, shared)
         self.waves = Waves(model, config.wave, config.n_decoded, theta_0, prefix_memory)
-        self.labelled = labelled_by(config, weights_of(model)) if config.gate.labelled else None
+        self.labelled = labelled_by(config, weights_of(model), self.parts.estimator) if config.gate.labelled else None
         self.chosen: Chosen | None = None  # tau, where it was not given
         self.keep: Callable[..., None] | None = None
         self.lap = 0.0

@@ -40,8 +40,8 @@ def draft(one=EXAMPLES[0], context_length=4096, **changes) -> Draft:
     return made
 
 
-def refused(one, context_length=4096, encoder=ENCODER) -> Record:
-    made = prepare(one, "tiny", encoder, settings(), context_length, REQUEST)
+def refused(one, context_length=4096, encoder=ENCODER, **changes) -> Record:
+    made = prepare(one, "tiny", encoder, settings(**changes), context_length, REQUEST)
     assert isinstance(made, Record)
     return made
 
@@ -185,16 +185,15 @@ def test_an_input_that_the_template_refuses():
 
 def test_a_prompt_must_leave_room_in_the_models_context():
     one = draft()
-    n_decoded = settings().answer.max_tokens
-    longest = len(one.prefix) + max(len(one.opened), len(one.requests[0])) + n_decoded
-    assert draft(context_length=longest).prefix == one.prefix
-    n_prompt = one.record.n_prompt_tokens
-    record = refused(EXAMPLES[0], longest - 1)
-    assert (
-        record.error
-        == f"the prompt has {n_prompt} tokens and {n_decoded} may follow; the model's context is {longest - 1}"
-    )
-    assert record.n_prompt_tokens == n_prompt
+    asked = len(one.prefix) + len(one.requests[0])
+    assert asked > len(one.prefix) + len(one.opened)
+    for n_written, n_after in ((8, settings().answer.max_tokens), (40, 40)):
+        synthesis, context = replace(settings().synthesis, max_tokens=n_written), asked + n_after
+        assert draft(context_length=context, synthesis=synthesis).prefix == one.prefix
+        record = refused(EXAMPLES[0], context - 1, synthesis=synthesis)
+        what = f"the prompt that asks for a pair has {asked} tokens and {n_after} may follow"
+        assert record.error == f"{what}; the model's context is {context - 1}"
+        assert record.n_prompt_tokens == one.record.n_prompt_tokens
 
 
 BASE = {

@@ -104,6 +104,17 @@ def test_an_example_with_a_token_that_the_model_lacks_is_left_out():
 def test_a_loss_that_is_not_finite_ends_training():
     with pytest.raises(InputError, match="the loss before step 2 of 6 is nan: training diverged, and nothing of it"):
         tuned(lr=float("nan"))
+    with pytest.raises(InputError, match="the last step, of 1, diverged, and nothing is saved"):
+        tuned(lr=float("nan"), wave=4, epochs=1)
+
+
+@pytest.mark.parametrize(
+    "option",
+    ["--adapt.start=there", "--adapt.accept=repairs", "--adapt.stop-below=0.1", "--adapt.adapters=3", "--adapt.save"],
+)
+def test_what_is_about_inputs_of_runs_is_refused(option, capsys):
+    assert main(["sft", "--model", "tiny", "--task", "none.jsonl", "--out", "none", option]) == 2
+    assert f"{option.split('=')[0]} is for runs; fine-tuning trains one" in " ".join(capsys.readouterr().err.split())
 
 
 def test_a_directory_that_cannot_be_written_is_told_before_anything_is_loaded(tmp_path, monkeypatch, capsys):

@@ -6,14 +6,14 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from tiny_runs import ADD, EXAMPLES, GREET, ORDER, PING, TASK, example, settings, task_of, tiny_model
+from tiny_runs import ADD, EXAMPLES, GREET, ORDER, PING, STRING, TASK, example, settings, task_of, tiny_model, tool
 from ttsi_jax import config as configuration
-from ttsi_jax.answering import AnswerConfig, read_calls
+from ttsi_jax.answering import AnswerConfig
 from ttsi_jax.config import RunConfig, automatic
 from ttsi_jax.errors import InputError
 from ttsi_jax.loop import run
 from ttsi_jax.synthesis import SynthesisConfig, Synthetic
-from ttsi_jax.tasks import Call, check_call
+from ttsi_jax.tasks import Call, check_call, read_calls
 from ttsi_jax.tasks.prompts import ANY_NUMBER
 
 MODEL = tiny_model()
@@ -97,6 +97,19 @@ def test_answers_that_a_loss_samples_call_the_pairs_function():
     [record] = run(MODEL, task_of(EXAMPLES[0]), config, synthesizer=lambda *_: pair).records
     samples = record.synthetic[0]["samples"]
     assert len(samples) == 6 and {read_calls(sample["text"])[0].name for sample in samples} == {"greet"}
+
+
+def test_a_function_whose_call_is_too_long_to_be_sampled():
+    """A loss that samples answers goes on without; the grammar of all functions has a shorter one."""
+    pytest.importorskip("llguidance")
+    long = tool("g" * 80, name=STRING)
+    config = replace(GUIDED, adapt=replace(GUIDED.adapt, loss="reinforce", samples=2))
+    config = replace(config, answer=replace(config.answer, max_tokens=60), wave=1)
+    config = replace(config, synthesis=replace(config.synthesis, checks=("schema",)))
+    pair = Synthetic("Say hi to Cy", (Call(long.name, {"name": "Cy"}),))
+    one = replace(EXAMPLES[0], tools=(ADD, long))
+    [record] = run(MODEL, task_of(one), config, synthesizer=lambda *_: pair).records
+    assert record.error is None and record.synthetic[0]["samples"] == [{"text": "", "reward": 0.0}] * 2
 
 
 def test_where_several_calls_may_be_right_any_number_is_answered_and_pairs_hold_one():

@@ -17,6 +17,7 @@ from ttsi_jax.quality.confidence import (
     CALL_ESTIMATORS,
     NAME,
     SYNTAX,
+    CallEstimator,
     Reply,
     answer_tokens,
     call_tokens,
@@ -141,6 +142,13 @@ def test_a_run_gates_by_the_whole_call(name):
         assert 0 <= own.uncertainty <= 1 and own.uncertain == (own.uncertainty < 0.5)
         certainties.add(own.uncertainty)
     assert len(certainties) > 1 or name == "sequence"  # a random model's calls have no probability in float32
+
+
+@pytest.mark.parametrize("number", [np.float64, np.float32, jnp.float32])
+def test_estimators_may_return_any_number(number, tmp_path):
+    mine = CallEstimator(lambda own: number(own.margin / 2))
+    found = run(MODEL, TASK, settings(method="base"), out=tmp_path, estimator=mine).records
+    assert all(type(record.uncertainty) is float for record in found)
 
 
 def test_an_answer_that_is_no_call_is_uncertain():

@@ -154,6 +154,12 @@ def test_tau_from_a_labelled_run(tmp_path):
     assert run(MODEL, TASK, judged).summary["tau_by"] == "labels"
     with pytest.raises(InputError, match="its answer.judge is values, here it is channel"):
         run(MODEL, TASK, replace(judged, answer=replace(judged.answer, judge="channel")))
+    sampled = replace(config, gate=replace(sound.gate, estimator="consistency", labelled=None), method="base")
+    sampled = replace(sampled, gate=replace(sampled.gate, select="all"))
+    run(MODEL, TASK, sampled, out=tmp_path / "sampled")
+    warmer = replace(config, gate=replace(config.gate, estimator="consistency", labelled=str(tmp_path / "sampled")))
+    with pytest.raises(InputError, match="its synthesis.temperature is 0.7, here it is 0.9"):
+        run(MODEL, TASK, replace(warmer, synthesis=replace(warmer.synthesis, temperature=0.9)))
     started = json.loads((tmp_path / CONFIG).read_text()) | {"start": "a checksum"}
     (tmp_path / CONFIG).write_text(json.dumps(started))
     with pytest.raises(InputError, match="its start is a checksum, here it is None"):

@@ -16,6 +16,7 @@ from ttsi_jax.rules import (
     RULES,
     adamw,
     answer_cross_entropy,
+    by_projection,
     lion,
     lora_plus,
     muon,
@@ -178,6 +179,27 @@ def test_rates_are_where_they_belong():
         optax_rule(optax.sgd(0.1), lr=0.1)
     with pytest.raises(TypeError, match=r"optax_rule\(sgd, lr=1e-4\)"):
         optax_rule(optax.sgd)
+
+
+TRANSFORMATIONS = [lambda lr: optax.chain(optax.clip_by_global_norm(1.0), optax.adam(lr)), optax.sign_sgd, momentum_sgd]
+
+
+@pytest.mark.parametrize("make", TRANSFORMATIONS)
+def test_all_layers_together_learn_what_each_would(make):
+    """In layers that do not all have the same projections, in any order; only rounding differs."""
+    rng = np.random.default_rng(1)
+    draw = lambda *shape: jnp.asarray(rng.normal(size=shape), jnp.float32)  # noqa: E731
+    names = {5: ("down", "q"), 0: ("q", "down"), 2: ("q",)}
+    draws = {"q": lambda: LowRank(draw(5, 2), draw(2, 3)), "down": lambda: LowRank(draw(4, 2), draw(2, 5))}
+    adapter = {layer: {name: draws[name]() for name in own} for layer, own in names.items()}
+    gradients = jax.tree.map(lambda x: jnp.sin(3 * x), adapter)
+    moves = []
+    for tx in (make(0.1), by_projection(make(0.1))):
+        _, state = tx.update(gradients, tx.init(adapter))
+        moves.append(tx.update(jax.tree.map(jnp.square, gradients), state, adapter)[0])
+    assert jax.tree.structure(moves[0]) == jax.tree.structure(moves[1]) == jax.tree.structure(adapter)
+    jax.tree.map(lambda one, all_: np.testing.assert_allclose(one, all_, atol=1e-6), *moves)
+    assert max(np.abs(leaf).max() for leaf in jax.tree.leaves(moves[0])) > 0.01
 
 
 def first_move(rule):

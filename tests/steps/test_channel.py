@@ -8,12 +8,11 @@ import numpy as np
 import pytest
 
 from tiny_runs import ADD, EXAMPLES, GREET, PING, TASK, gate, numbered, settings, task_of, tiny_model, untimed
-from ttsi_jax.answering import read_calls
 from ttsi_jax.loop import run
 from ttsi_jax.model.decoder import Tokens, forward, logits
 from ttsi_jax.quality.soundness import sound
 from ttsi_jax.synthesis import Synthetic
-from ttsi_jax.tasks import Call
+from ttsi_jax.tasks import Call, read_calls
 from ttsi_jax.tasks.prompts import PromptEncoder, asked
 
 MODEL = tiny_model()

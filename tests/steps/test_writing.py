@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tiny_runs import EXAMPLES, TASK, settings, task_of, tiny_model
+from tiny_runs import ADD, EXAMPLES, PING, TASK, settings, task_of, tiny_model
 from ttsi_jax.batching.inputs import prepare
 from ttsi_jax.config import check, find_parts
 from ttsi_jax.errors import InputError
@@ -17,8 +17,8 @@ from ttsi_jax.model.decoder import Tokens, forward, logits
 from ttsi_jax.quality.checks import examine
 from ttsi_jax.quality.confidence import call_tokens
 from ttsi_jax.runs.groups import load_runs, notes
-from ttsi_jax.steps.writing import CUT, NO_GOLD, Writing, skipping
-from ttsi_jax.synthesis import REQUEST, Synthetic
+from ttsi_jax.steps.writing import CUT, NO_GOLD, NO_ROOM, Writing, skipping
+from ttsi_jax.synthesis import REQUEST, SYNTHESIZERS, Synthetic
 from ttsi_jax.tasks import Call
 from ttsi_jax.tasks.prompts import NEW_REQUEST, PromptEncoder, answer_messages
 
@@ -101,6 +101,43 @@ def test_a_value_that_was_cut_is_skipped_or_its_pair_dropped(monkeypatch):
 def test_a_method_that_trains_nothing_skips_nothing():
     with pytest.raises(InputError, match="--synthesis.skip-values is about what is trained"):
         check(settings(method="tt-icl", synthesis=SKIPS))
+
+
+@pytest.mark.parametrize("loss", ["dpo", "reinforce"])
+@pytest.mark.parametrize("option", [{"skip_values": True}, {"augment": ("order",)}])
+def test_losses_of_more_than_a_pair_skip_nothing_and_train_on_no_copies(loss, option):
+    config = settings(scope="all", synthesis=replace(settings().synthesis, **option))
+    config = replace(config, adapt=replace(config.adapt, loss=loss))
+    with pytest.raises(InputError, match=f"is for losses of a pair alone: --adapt.loss {loss} learns from "):
+        find_parts(config, {})
+
+
+def test_a_step_counts_all_that_it_reads():
+    """`dpo` also reads a wrong call for each pair."""
+    plain = one_run()
+    other = one_run(adapt=replace(settings().adapt, loss="dpo"))
+    n_steps = settings().adapt.epochs
+    assert n_steps * 20 < other.tokens["adapt"] - plain.tokens["adapt"] < plain.tokens["adapt"]
+
+
+def test_requests_of_any_length():
+    """Those that the model has no room for are dropped before a function is read with them."""
+    checks = replace(settings().synthesis, checks=("schema", "channel"))
+    long = PAIR._replace(query="What is 41 and 5? " * 1000)
+    [record] = run(MODEL, task_of(EXAMPLES[0]), settings(synthesis=checks), synthesizer=lambda *_: long).records
+    assert record.error is None and not record.adapted and record.synthetic[0]["reason"] == NO_ROOM
+
+
+def test_pairs_about_other_functions_cannot_be_asked_again():
+    checks = replace(settings().synthesis, checks=("schema", "round-trip"))
+    own = PAIR._replace(tools=(ADD, PING))
+    [record] = run(MODEL, task_of(EXAMPLES[0]), settings(synthesis=checks), synthesizer=lambda *_: own).records
+    assert record.synthetic[0]["reason"] == "it is about other functions than the input's, so it cannot be asked again"
+
+
+def test_a_base_needs_no_source_of_pairs():
+    parts = find_parts(settings(method="base", synthesis=replace(settings().synthesis, source="recorded")), {})
+    assert parts.synthesizer == SYNTHESIZERS["request"]
 
 
 def test_pairs_of_another_function_than_the_one_that_was_named_are_dropped():

@@ -86,6 +86,11 @@ class Draft:
         """Adds to the record's tokens of a stage."""
         self.note(tokens={**self.record.tokens, stage: self.record.tokens.get(stage, 0) + n_tokens})
 
+    def n_tokens(self, pair: Pair) -> int:
+        """Those of all sequences that a step on the pair reads."""
+        answers = filter(None, (pair.answer, pair.rejected, *pair.samples))
+        return sum(len(pair.prefix or self.prefix) + len(pair.prompt) + len(own) for own in answers)
+
     def rename(self, stage: str, name: str) -> None:
         """Gives a stage another name in the record's seconds and tokens."""
         for figures in ("seconds", "tokens"):
@@ -161,11 +166,16 @@ def prepare(
     without_query = max(0, len(opened) - len(encoder.fragment(example.query)))
     n_request = max(map(len, requests))
     room = max(len(opened), n_request, without_query + config.synthesis.max_tokens)
-    n_decoded = max(config.answer.max_tokens, *map(len, names))
-    longest = max(map(len, (prefix, *orders))) + max(len(opened), n_request) + n_decoded
-    if max(longest, channel.longest) > context_length:
-        n_prompt = record.n_prompt_tokens
-        error = f"the prompt has {n_prompt} tokens and {n_decoded} may follow; the model's context is {context_length}"
+    n_prefix = max(map(len, (prefix, *orders)))
+    prompts = {  # tokens, and how many may follow; of all that a method could read, so that all have the same inputs
+        "the prompt": (n_prefix + len(opened), max(config.answer.max_tokens, *map(len, names))),
+        "the prompt that asks for a pair": (n_prefix + n_request, config.n_decoded),
+        "a function's prompt in the noisy channel": (channel.longest, 0),
+    }
+    what = max(prompts, key=lambda name: sum(prompts[name]))
+    if sum(prompts[what]) > context_length:
+        n_tokens, n_after = prompts[what]
+        error = f"{what} has {n_tokens} tokens and {n_after} may follow; the model's context is {context_length}"
         return replace(record, error=error)
     key = example_key(config.seed, example.id)
     return Draft(example, prefix, answer, opened, requests, names, room, key, record, orders, channel)

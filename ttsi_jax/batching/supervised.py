@@ -43,6 +43,10 @@ from ttsi_jax.tasks.faults import fingerprint
 from ttsi_jax.tasks.prompts import PromptEncoder, answer_messages
 
 SMALLEST = 64  # bucket of training sequences
+IDLE = (  # settings of `AdaptConfig` that are about one input of a run
+    "start", "reset", "accept", "measure", "stop_below", "stop_rising",
+    "samples", "adapters", "divide", "combine", "save",
+)  # fmt: skip
 
 
 class Trained(NamedTuple):
@@ -105,6 +109,8 @@ def fine_tune(
                     "diverged, and nothing of it is saved; try a lower --adapt.lr"
                 )
             progress(f"epoch {epoch + 1}", number + 1, n_batches)
+    if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(jax.device_get(adapter))):
+        raise InputError(f"the last step, of {len(losses)}, diverged, and nothing is saved; try a lower --adapt.lr")
     return Trained(adapter, losses, [one for one, _ in found])
 
 

@@ -117,7 +117,7 @@ def merge(args: Merge) -> int:
 
 
 def sft(args: Sft) -> int:
-    from ttsi_jax.batching.supervised import fine_tune, make_directory, save, settings_of, settings_there
+    from ttsi_jax.batching.supervised import IDLE, fine_tune, make_directory, save, settings_of, settings_there
     from ttsi_jax.checkpoints import load_model
     from ttsi_jax.config import RunConfig, check, find_parts
     from ttsi_jax.runs.directory import refuse_other
@@ -127,8 +127,10 @@ def sft(args: Sft) -> int:
     config = RunConfig(method="base", adapt=args.adapt, wave=args.wave, seed=args.seed).with_parts({})
     check(config)
     parts = find_parts(config, {})
-    if args.adapt.start is not None:
-        raise InputError("--adapt.start is for runs; fine-tuning begins with a fresh adapter")
+    for name in IDLE:
+        if getattr(args.adapt, name) != getattr(RunConfig().adapt, name):
+            option = name.replace("_", "-")
+            raise InputError(f"--adapt.{option} is for runs; fine-tuning trains one fresh adapter on all examples")
     there = settings_there(args.out)
     task = load_task(args.task, data_dir=args.data, limit=args.limit)
     _name_problems(task)

@@ -19,7 +19,7 @@ from ttsi_jax.quality.confidence import CALL_ESTIMATORS, CallEstimator
 from ttsi_jax.rules import LOSSES, RULES
 from ttsi_jax.rules.anchors import anchored
 from ttsi_jax.rules.identity import digest, named
-from ttsi_jax.rules.interface import Loss, UpdateRule
+from ttsi_jax.rules.interface import Loss, UpdateRule, needed
 from ttsi_jax.rules.names import make_rule, resolve
 from ttsi_jax.synthesis import (
     SYNTHESIZERS,
@@ -97,6 +97,8 @@ class RunConfig:
             if part in given or ":" in name:
                 own = named(given[part]) if part in given else f"{name}#{digest(resolve(name, known, kind))}"
                 config = replace(config, **{step: replace(getattr(config, step), **{setting: own})})
+        if isinstance(given.get("rule"), UpdateRule):  # which has its rate already
+            config = replace(config, adapt=replace(config.adapt, lr=None))
         return config
 
     def to_dict(self) -> dict[str, Any]:
@@ -145,12 +147,23 @@ def find_parts(config: RunConfig, given: Mapping[str, Any], data: str | PathLike
     found = {}
     for part, (step, setting, known, kind) in _PARTS.items():
         name = config.synthesis_form if part == "synthesizer" else getattr(getattr(config, step), setting)
-        if part == "synthesizer" and part not in given and config.source != "self":
+        if part == "synthesizer" and part not in given and config.source != "self" and config.method != "base":
             found[part] = find_source(config.source, config.synthesis, config.teacher, config.seed, data)
         else:
             found[part] = given[part] if part in given else resolve(name, known, kind)
     if not isinstance(found["rule"], UpdateRule):
         found["rule"] = make_rule(found["rule"], config.adapt.rule, config.adapt.lr)
+    elif config.adapt.lr is not None and "rule" not in given:
+        raise InputError(
+            f"--adapt.lr is {config.adapt.lr}, but --adapt.rule {config.adapt.rule} has its rate already: leave "
+            "--adapt.lr out (None in the place of a preset's), or name a function from the rate to a rule"
+        )
+    skips = {"augment": bool(config.synthesis.augment), "skip-values": config.synthesis.skip_values}
+    if (extras := needed(found["loss"])) and (option := next((name for name, own in skips.items() if own), None)):
+        raise InputError(
+            f"--synthesis.{option} is for losses of a pair alone: --adapt.loss {config.adapt.loss} learns from "
+            f"{' and '.join(extras)} too"
+        )
     found["loss"] = anchored(found["loss"], config.adapt.kl, config.adapt.l2)
     if not isinstance(found["answerer"], Answerer):
         raise InputError(f"form of answers '{config.answer.form}' is {found['answerer']!r}, not an Answerer")

@@ -91,6 +91,8 @@ def _check_each(config: RunConfig) -> None:
     for name, value, fits, what in numbers:
         if not fits:
             raise InputError(f"--{name} is {value}; it must be {what}")
+    if not adapt.targets:
+        raise InputError(f"--adapt.targets is empty; name at least one of {', '.join(TARGETS)}")
     for option, names, known in (
         ("adapt.targets", config.adapt.targets, TARGETS),
         ("synthesis.checks", config.synthesis.checks, CHECKS),
@@ -153,7 +155,7 @@ def _contradictions(config: RunConfig) -> Refusals:
 
 def _in_vain(config: RunConfig) -> Refusals:
     """Settings that would do nothing, or not what their name promises."""
-    gate, synthesis, adapt, usual = config.gate, config.synthesis, config.adapt, GateConfig()
+    gate, synthesis, adapt, answer, usual = config.gate, config.synthesis, config.adapt, config.answer, GateConfig()
     chooses = next(
         (name for name in ("budget", "calibration", "labelled") if getattr(gate, name) != getattr(usual, name)), None
     )
@@ -164,6 +166,18 @@ def _in_vain(config: RunConfig) -> Refusals:
         (
             gate.budget < 1 and gate.select == "certain",
             "--gate.budget is of uncertain inputs: not with --gate.select certain",
+        ),
+        (
+            gate.labelled is not None and gate.select == "certain",
+            "--gate.labelled finds the tau below which adapting gains: not with --gate.select certain",
+        ),
+        (
+            adapt.adapters == 1 and (adapt.divide or adapt.combine != "vote"),
+            f"--adapt.{'divide' if adapt.divide else 'combine'} is about several adapters: --adapt.adapters is 1",
+        ),
+        (
+            answer.repair and answer.samples + answer.orders + adapt.adapters < 3,
+            "--answer.repair chooses among answers: it needs --answer.samples, --answer.orders or --adapt.adapters",
         ),
         (
             synthesis.label == "gold" and config.source != "self",
@@ -196,16 +210,21 @@ def _in_vain(config: RunConfig) -> Refusals:
 def _about_training(config: RunConfig) -> Refusals:
     """What is about training, where nothing is trained."""
     in_context = config.method in ("tt-icl", "icl")
-    options = {
-        "adapt.accept": config.adapt.accept,
-        "synthesis.augment": config.synthesis.augment,
-        "adapt.divide": config.adapt.divide,
-        "synthesis.skip-values": config.synthesis.skip_values,
+    synthesis, adapt = config.synthesis, config.adapt
+    given = {
+        "adapt.accept": bool(adapt.accept),
+        "adapt.measure": bool(adapt.measure),
+        "adapt.adapters": adapt.adapters > 1,
+        "adapt.stop-below": adapt.stop_below is not None,
+        "adapt.kl": adapt.kl > 0,
+        "adapt.l2": adapt.l2 > 0,
+        "adapt.reset never": adapt.reset == "never",
+        "adapt.save": adapt.save,
+        "synthesis.held-out": synthesis.held_out,
+        "synthesis.augment": bool(synthesis.augment),
+        "synthesis.skip-values": synthesis.skip_values,
     }
     return tuple(
-        (
-            in_context and bool(value),
-            f"--{option} is about what is trained, and --method {config.method} trains nothing",
-        )
-        for option, value in options.items()
+        (in_context and own, f"--{option} is about what is trained, and --method {config.method} trains nothing")
+        for option, own in given.items()
     )

@@ -64,7 +64,8 @@ class LoraConfig:
         """
         n = config.n_layers
         if wrong := [layer for layer in self.layers if not -n <= layer < n]:
-            raise InputError(f"there is no layer {wrong[0]}: the model's are 0 to {n - 1}, or -{n} to -1 from the end")
+            known = f"the model's are 0 to {n - 1}, or -{n} to -1 from the end"
+            raise InputError(f"--adapt.layers: there is no layer {wrong[0]}: {known}")
         if wrong := [name for name in self.targets if name not in TARGETS]:
             raise InputError(f"there is no projection '{wrong[0]}'; the targets are {', '.join(TARGETS)}")
         return tuple(sorted({layer % n for layer in self.layers} or range(n)))

@@ -13,7 +13,18 @@ from ttsi_jax.rules.losses import (
     reinforce,
     self_distillation,
 )
-from ttsi_jax.rules.updates import adamw, lion, lora_plus, muon, optax_rule, ridge, sgd, sign_sgd, warmup_cosine
+from ttsi_jax.rules.updates import (
+    adamw,
+    by_projection,
+    lion,
+    lora_plus,
+    muon,
+    optax_rule,
+    ridge,
+    sgd,
+    sign_sgd,
+    warmup_cosine,
+)
 
 LOSSES: dict[str, Loss] = {
     "answer_cross_entropy": answer_cross_entropy,
@@ -38,6 +49,7 @@ __all__ = [
     "RULES",
     "adamw",
     "answer_cross_entropy",
+    "by_projection",
     "dpo",
     "entropy",
     "kl_anchored",

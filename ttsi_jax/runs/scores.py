@@ -17,6 +17,7 @@ from ttsi_jax.tasks import (
     call_correct,
     micro_f1,
     parse_calls,
+    read_calls,
     tool_correct,
     unmatchable,
 )
@@ -89,15 +90,8 @@ def judged(calls: Sequence[Call] | None, text: str | None, gold: Sequence[GoldCa
 
 def _n_right(samples: Sequence[str | None], gold: Sequence[GoldCall]) -> int | None:
     """How many of some sampled answers make the right calls; None where there are none."""
-    right = (call_correct(judged(_calls(text), text, gold), gold) for text in samples)
+    right = (call_correct(judged(read_calls(text), text, gold), gold) for text in samples)
     return sum(right) if samples else None
-
-
-def _calls(text: str | None) -> list[Call] | None:
-    try:
-        return None if text is None else parse_calls(text)
-    except CallSyntaxError:
-        return None
 
 
 def _in_words(text: str | None) -> bool:

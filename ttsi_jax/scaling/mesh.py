@@ -248,9 +248,11 @@ class Layout:
         rows = self._at(ROWS)
         if isinstance(x, Cache):
             return self._of_caches(ROWS)
-        if isinstance(x, LowRank) and all(leaf.ndim == 3 for leaf in jax.tree.leaves(x)):  # optax masks some factors
+        dims = {leaf.ndim for leaf in jax.tree.leaves(x)}  # those of the factors that optax does not mask
+        if isinstance(x, LowRank) and dims in ({3}, {4}):
             n_in, n_out = self._axes.get(getattr(path[-1], "key", ""), (None, None))
-            return LowRank(self._at(ROWS, n_in), self._at(ROWS, None, n_out))
+            layers = (None,) * (4 in dims)  # where a rule's state has all layers together
+            return LowRank(self._at(ROWS, *layers, n_in), self._at(ROWS, *layers, None, n_out))
         return rows
 
     def whole(self, tree: Any) -> Any:

@@ -7,7 +7,6 @@ from functools import partial
 
 import numpy as np
 
-from ttsi_jax.answering import read_calls
 from ttsi_jax.batching.inputs import GATE, Draft
 from ttsi_jax.batching.lanes import GREEDY, Prompt
 from ttsi_jax.batching.schedule import Together, Wanting
@@ -23,6 +22,7 @@ from ttsi_jax.runs.scores import plain
 from ttsi_jax.steps.asking import Asking
 from ttsi_jax.steps.outcome import Answered
 from ttsi_jax.steps.reading import certainty_of_call
+from ttsi_jax.tasks import read_calls
 from ttsi_jax.tasks.prompts import PromptEncoder, asked
 from ttsi_jax.uncertainty import gate_wave, margin
 

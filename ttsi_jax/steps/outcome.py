@@ -7,9 +7,9 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
-from ttsi_jax.answering import read_calls
 from ttsi_jax.model.lora import Adapter
 from ttsi_jax.quality.votes import vote
+from ttsi_jax.tasks import read_calls
 
 EXPLODED = 1e3  # times the first loss, or times 1 where that is smaller
 

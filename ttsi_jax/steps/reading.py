@@ -6,7 +6,6 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from ttsi_jax.answering import read_calls
 from ttsi_jax.batching.inputs import Draft
 from ttsi_jax.batching.schedule import Score, Together, Wanting
 from ttsi_jax.batching.waves import Pair, pair_shape
@@ -15,6 +14,7 @@ from ttsi_jax.quality.agreement import Answer
 from ttsi_jax.quality.choice import best
 from ttsi_jax.quality.confidence import CallEstimator, Reply, answer_tokens
 from ttsi_jax.synthesis import Synthetic
+from ttsi_jax.tasks import read_calls
 from ttsi_jax.tasks.prompts import PromptEncoder
 
 
@@ -71,4 +71,4 @@ def certainty_of_call(
     if estimator.samples:
         texts = yield from sample()
         answers = [read_calls(text) for text in texts]
-    return estimator.certainty(Reply(margin, log_probs, roles, calls, answers, sound))
+    return float(estimator.certainty(Reply(margin, log_probs, roles, calls, answers, sound)))

@@ -9,7 +9,7 @@ from itertools import groupby
 
 import numpy as np
 
-from ttsi_jax.answering import KEYS, LINE, TEXT, Answerer, Slot, call_ids, read_calls
+from ttsi_jax.answering import KEYS, LINE, TEXT, Answerer, Slot, call_ids
 from ttsi_jax.batching.inputs import CHECKING, SAMPLES, SYNTHESIS, Draft, nameable
 from ttsi_jax.batching.lanes import Prompt, Work
 from ttsi_jax.batching.schedule import Ask, Together, Wanting
@@ -28,7 +28,7 @@ from ttsi_jax.steps.gating import Gating
 from ttsi_jax.steps.reading import best_first
 from ttsi_jax.synthesis import Synthesizer, Synthetic
 from ttsi_jax.synthesis.augment import AUGMENTATIONS
-from ttsi_jax.tasks import Call, Tool, mistyped
+from ttsi_jax.tasks import Call, Tool, mistyped, read_calls
 from ttsi_jax.tasks.prompts import OPENING, PromptEncoder, answer_messages, naming
 
 NO_ROOM = "the pair does not fit the model's context"
@@ -194,9 +194,9 @@ class Writing(Gating):
         """The pairs after the check `channel`, where it is made: of all that are about the same functions at once."""
         if "channel" not in self.config.synthesis.checks:
             return pairs
-        checked, most = [*pairs], self.config.synthesis.candidates
+        checked, most = [self.fitting(draft, pair) for pair in pairs], self.config.synthesis.candidates
         # An empty request, which `schema` drops, is equally likely for every function.
-        unchecked = [place for place, pair in enumerate(pairs) if pair.query and not pair.reason]
+        unchecked = [place for place, pair in enumerate(checked) if pair.query and not pair.reason]
         for tools, group in groupby(unchecked, lambda place: pairs[place].tools):
             places = [*group]
             requests = [pairs[place].query for place in places]
@@ -207,12 +207,20 @@ class Writing(Gating):
                 checked[place] = examine(pairs[place], evidence, ["channel"])
         return checked
 
+    def fitting(self, draft: Draft, pair: Synthetic) -> Synthetic:
+        """The pair, dropped where its request is too long to be read after a function of it."""
+        prompts = [*map(self.encoder.channel, pair.tools)] or draft.channel.prompts
+        longest = max(len(before) + len(rest) for before, rest in prompts) + len(self.encoder.fragment(pair.query))
+        return pair._replace(reason=pair.reason or NO_ROOM) if longest > self.context_length else pair
+
     def answer_again(self, draft: Draft, pair: Synthetic, number: int) -> Wanting:
         """The pair after the checks for which the model answers its request again, where they are made."""
         settings = self.config.synthesis
         checks = [name for name in settings.checks if name in ANSWERING]
         if pair.reason or not checks:
             return pair
+        if pair.tools:
+            return pair._replace(reason="it is about other functions than the input's, so it cannot be asked again")
         purpose, n = (CHECKING, number), settings.labels * ("agreement" in checks)
         try:
             text, _, samples = yield from self.reply(draft, pair, self.parts.answerer, *purpose, n_samples=n)
@@ -288,13 +296,18 @@ class Writing(Gating):
         """Samples answers to the request of the newest pair, with the pair's function, and rewards them."""
         answerer = self.parts.answerer
         suffix = draft.pairs[-1].prompt + (self.encoder.fragment(OPENING) if answerer.opened else ())
-        if len(suffix) > draft.room:
-            for _ in range(self.config.adapt.samples):
+        tools = {tool.name: tool for tool in pair.tools or draft.example.tools}
+        samplings, tool = self.samplings(self.config.adapt.samples), tools[pair.calls[0].name]
+        try:
+            self.guide(draft, answerer, self.config.answer.max_tokens, [tool])
+            fits = len(suffix) <= draft.room
+        except InputError:  # no call of the function is so short
+            fits = False
+        if not fits:
+            for _ in samplings:
                 self.add_sample(draft, pair, "")
             return
         _, prompt = yield from self.read(draft, "synthesize", draft.row(suffix, SAMPLES, len(draft.pairs)))
-        tools = {tool.name: tool for tool in pair.tools or draft.example.tools}
-        samplings, tool = self.samplings(self.config.adapt.samples), tools[pair.calls[0].name]
         for text in (yield from self.fill_in_all(answerer, draft, prompt, tool, "synthesize", samplings, [tool])):
             self.add_sample(draft, pair, text or "")
 

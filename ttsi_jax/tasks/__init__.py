@@ -1,6 +1,6 @@
 """Benchmarks: readers of task files, call parsing and checking, metrics."""
 
-from ttsi_jax.tasks.calls import CallSyntaxError, NoCallError, parse_calls, render_call
+from ttsi_jax.tasks.calls import CallSyntaxError, NoCallError, parse_calls, read_calls, render_call
 from ttsi_jax.tasks.downloads import fetch
 from ttsi_jax.tasks.example import Call, Example, GoldCall, Task, Tool
 from ttsi_jax.tasks.faults import Faults, count_faults, unmatchable
@@ -32,6 +32,7 @@ __all__ = [
     "normalise",
     "normalise_parameters",
     "parse_calls",
+    "read_calls",
     "render_call",
     "tool_correct",
     "unmatchable",

@@ -62,6 +62,14 @@ def parse_calls(text: str) -> list[Call]:
     return calls
 
 
+def read_calls(text: str | None) -> list[Call] | None:
+    """The calls in an answer, or None where there is none or it cannot be read."""
+    try:
+        return None if text is None else parse_calls(text)
+    except CallSyntaxError:
+        return None
+
+
 def render_call(call: Call) -> str:
     """The canonical text of a call, `{"name": "f", "arguments": {"a": 1}}` on one line."""
     return json.dumps({"name": call.name, "arguments": call.arguments}, ensure_ascii=False, allow_nan=False)
