@@ -27,7 +27,7 @@ tests_on() { # environment, interpreter, pytest's arguments
     PYTHON="$2" environment "$name" -e ".[dev]"
     shift 2
     "$python" -c 'import sys, jax, flax; print("Python", sys.version.split()[0], "jax", jax.__version__, "flax", flax.__version__)'
-    "$python" -m pytest -m "not torch" "$@"
+    "$python" -m pytest -m "not torch" --numprocesses 2 --dist loadfile "$@"
 }
 
 missing() { # what, the variable that names it
