@@ -21,13 +21,12 @@ from ttsi_jax.answering import (
     call_ids,
     free_texts,
     keys_script,
-    read_calls,
     script_arrays,
     value_kind,
 )
 from ttsi_jax.batching.slots import slot_tables, special_ids
 from ttsi_jax.model.generation import FORCED
-from ttsi_jax.tasks import Call, check_call, parse_calls
+from ttsi_jax.tasks import Call, check_call, parse_calls, read_calls
 from ttsi_jax.tasks.pieces import keys_text, name_text, read_value, written_arguments
 from ttsi_jax.tasks.prompts import OPENING, PromptEncoder
 

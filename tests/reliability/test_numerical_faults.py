@@ -153,6 +153,7 @@ def test_training(fault):
     """The whole prompts are trained on, so that the mark is seen; a caret in its place is harmless."""
     kind = "rule" if fault in faults.RULES else "loss"
     adapt = replace(settings(scope="all").adapt, **{kind: f"reliability.faults:{fault}"})
+    adapt = replace(adapt, lr=None) if kind == "rule" else adapt  # these rules have their rate
     sound = replace(MARKED, description=MARKED.description.replace("~", "^"))
 
     def with_tool(tool):
