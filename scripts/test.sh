@@ -1,6 +1,5 @@
 #!/usr/bin/env bash
-# Formatter, linter and type checker, which take a minute, then all tests that need no PyTorch, in two processes. Arguments go
-# to pytest.
+# Formatter, linter and type checker, then all tests that need no PyTorch, in two processes. Arguments go to pytest.
 set -euo pipefail
 source "$(dirname "$0")/environment.sh"
 environment test -e ".[dev]"

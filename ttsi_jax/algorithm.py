@@ -138,9 +138,9 @@ class Algorithm(Writing):
         learned: Learned = yield Adapt(draft, "adapt", rows, pairs, seed)
         steps = [pairs[step % len(pairs)] for step in range(len(learned.losses))]
         watched = [draft.held_out] * (2 + len(steps) * self.config.adapt.stop_rising)
+        prompts = rows if learned.kl is None else [*rows, rows[0], rows[0]]  # with the adapter and without
         n_tokens = sum(draft.n_tokens(pair) for pair in [*steps, *filter(None, watched)])
-        again = rows[:1] * (2 * (learned.kl is not None))
-        draft.count("adapt", n_tokens + sum(len(row.prefix) + len(row.suffix) for row in (*rows, *again)))
+        draft.count("adapt", n_tokens + sum(len(row.prefix) + len(row.suffix) for row in prompts))
         return (yield from self.answer_after(draft, learned))
 
     def show(self, draft: Draft) -> Wanting:

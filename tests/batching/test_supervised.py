@@ -110,7 +110,13 @@ def test_a_loss_that_is_not_finite_ends_training():
 
 @pytest.mark.parametrize(
     "option",
-    ["--adapt.start=there", "--adapt.accept=repairs", "--adapt.stop-below=0.1", "--adapt.adapters=3", "--adapt.save"],
+    [
+        "--adapt.start=there",
+        "--adapt.accept=repairs",
+        "--adapt.stop-below=0.1",
+        "--adapt.adapters=3",
+        "--adapt.stop-rising",
+    ],
 )
 def test_what_is_about_inputs_of_runs_is_refused(option, capsys):
     assert main(["sft", "--model", "tiny", "--task", "none.jsonl", "--out", "none", option]) == 2

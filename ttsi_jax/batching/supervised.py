@@ -43,7 +43,7 @@ from ttsi_jax.tasks.faults import fingerprint
 from ttsi_jax.tasks.prompts import PromptEncoder, answer_messages
 
 SMALLEST = 64  # bucket of training sequences
-IDLE = (  # settings of `AdaptConfig` that are about one input of a run
+FOR_RUNS = (  # settings of `AdaptConfig` that are about one input of a run
     "start", "reset", "accept", "measure", "stop_below", "stop_rising",
     "samples", "adapters", "divide", "combine", "save",
 )  # fmt: skip

@@ -117,20 +117,22 @@ def merge(args: Merge) -> int:
 
 
 def sft(args: Sft) -> int:
-    from ttsi_jax.batching.supervised import IDLE, fine_tune, make_directory, save, settings_of, settings_there
+    from ttsi_jax.batching.supervised import FOR_RUNS, fine_tune, make_directory, save, settings_of, settings_there
     from ttsi_jax.checkpoints import load_model
     from ttsi_jax.config import RunConfig, check, find_parts
     from ttsi_jax.runs.directory import refuse_other
     from ttsi_jax.runs.progress import progress_bars
     from ttsi_jax.tasks import load_task
 
+    for name in FOR_RUNS:
+        if getattr(args.adapt, name) != getattr(RunConfig().adapt, name):
+            option = name.replace("_", "-")
+            raise InputError(
+                f"--adapt.{option} is for runs; fine-tuning trains one fresh adapter on all examples: leave it out"
+            )
     config = RunConfig(method="base", adapt=args.adapt, wave=args.wave, seed=args.seed).with_parts({})
     check(config)
     parts = find_parts(config, {})
-    for name in IDLE:
-        if getattr(args.adapt, name) != getattr(RunConfig().adapt, name):
-            option = name.replace("_", "-")
-            raise InputError(f"--adapt.{option} is for runs; fine-tuning trains one fresh adapter on all examples")
     there = settings_there(args.out)
     task = load_task(args.task, data_dir=args.data, limit=args.limit)
     _name_problems(task)

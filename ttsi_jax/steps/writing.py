@@ -209,9 +209,11 @@ class Writing(Gating):
 
     def fitting(self, draft: Draft, pair: Synthetic) -> Synthetic:
         """The pair, dropped where its request is too long to be read after a function of it."""
+        if pair.reason:
+            return pair
         prompts = [*map(self.encoder.channel, pair.tools)] or draft.channel.prompts
         longest = max(len(before) + len(rest) for before, rest in prompts) + len(self.encoder.fragment(pair.query))
-        return pair._replace(reason=pair.reason or NO_ROOM) if longest > self.context_length else pair
+        return pair._replace(reason=NO_ROOM) if longest > self.context_length else pair
 
     def answer_again(self, draft: Draft, pair: Synthetic, number: int) -> Wanting:
         """The pair after the checks for which the model answers its request again, where they are made."""
