@@ -9,7 +9,8 @@ Letters: t tokens, s keys, k key-value heads, g query heads per key-value head, 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +19,7 @@ from jax import Array
 Blocks = tuple[tuple[Array, Array], ...]  # of each block keys [K, h, S_i] and values [K, S_i, h]
 _HIDDEN = jnp.finfo(jnp.float32).min
 QUERIES = 128  # of a part; on a CPU 128 and 172 did best of 86 to 344, for 688 tokens
+CACHED = 2**21  # scores of all rows: 8 MiB
 
 
 def attend(q: Array, keys_values: Sequence[tuple[Array, Array]], visible: Array) -> Array:
@@ -35,24 +37,95 @@ def attend(q: Array, keys_values: Sequence[tuple[Array, Array]], visible: Array)
     Returns:
         [T, H * h] in the dtype of q.
     """
-    *past, (keys, values) = keys_values
-    n_tokens, n_past = len(q), visible.shape[1] - len(q)
-    parts = []
+    return _attention(q, tuple(keys_values), visible).reshape(len(q), -1)
+
+
+@jax.custom_vjp
+def _attention(q: Array, blocks: Blocks, visible: Array) -> Array:
+    """Like `attend`, [T, H, h]."""
+    return _outputs(q, blocks, visible)[0]
+
+
+def _forward(q: Array, blocks: Blocks, visible: Array) -> tuple[Array, tuple[Any, ...]]:
+    out, normalisers = _outputs(q, blocks, visible)
+    return out, (q, blocks, visible, out, normalisers)
+
+
+def _backward(kept: tuple[Any, ...], d_out: Array) -> tuple[Array, Blocks, None]:
+    return *_gradients(*kept, d_out), None
+
+
+_attention.defvjp(_forward, _backward)
+
+
+def _through_caches(of_row: Callable[..., Any]) -> Callable[..., Any]:
+    """`of_row` of queries, blocks, visible, …: under `jax.vmap` a CPU takes rows one at a time where all rows' scores
+    together would not stay in its caches, since writing these to memory and reading them takes longest of all."""
+    of_wave = jax.custom_batching.custom_vmap(of_row)
+
+    @of_wave.def_vmap
+    def _(n_rows: int, batched: Any, *arguments: Any) -> tuple[Any, Any]:
+        axes = jax.tree.map(lambda has_rows: 0 if has_rows else None, list(batched))
+        together, in_turn = (jax.vmap(f, axes) for f in (of_row, jax.custom_batching.sequential_vmap(of_row)))
+        n_heads, (n_queries, n_keys) = arguments[0].shape[-2], arguments[2].shape[-2:]
+        if n_queries == 1 or n_rows * n_heads * min(n_queries, QUERIES) * n_keys <= CACHED:
+            out = together(*arguments)
+        else:
+            out = jax.lax.platform_dependent(*arguments, cpu=in_turn, default=together)
+        return out, jax.tree.map(lambda _: True, out)
+
+    return of_wave
+
+
+@_through_caches
+def _outputs(q: Array, blocks: Blocks, visible: Array) -> tuple[Array, list[Array]]:
+    """Outputs [T, H, h], and of each part of the queries `_normalised`'s second."""
+    n_kv_heads = blocks[0][0].shape[0]
+    parts = [_normalised(_heads_first(q[own], n_kv_heads), *seen) for own, *seen in _parts(blocks, visible)]
+    return jnp.concatenate([_tokens_first(out, q.shape[1]) for out, _ in parts]), [own for _, own in parts]
+
+
+@_through_caches
+def _gradients(
+    q: Array, blocks: Blocks, visible: Array, out: Array, normalisers: list[Array], d_out: Array
+) -> tuple[Array, Blocks]:
+    """Of queries and blocks."""
+    n_tokens, n_heads, _ = q.shape
+    n_kv_heads = blocks[0][0].shape[0]
+    d_q, d_blocks = [], []
+    for (own, *seen), normaliser in zip(_parts(blocks, visible), normalisers, strict=True):
+        queries = (_heads_first(x[own], n_kv_heads) for x in (q, out, d_out))
+        d_part, (*past, (d_keys, d_values)) = _part_gradients(*queries, normaliser, *seen)
+        after = (0, n_tokens - own.stop)
+        padded = jnp.pad(d_keys, ((0, 0), (0, 0), after)), jnp.pad(d_values, ((0, 0), after, (0, 0)))
+        d_q.append(_tokens_first(d_part, n_heads))
+        d_blocks.append((*past, padded))
+    total = jax.tree.map(lambda x, *parts: sum(parts[1:], parts[0]).astype(x.dtype), blocks, *d_blocks)
+    return jnp.concatenate(d_q), total
+
+
+def _parts(blocks: Blocks, visible: Array) -> Iterator[tuple[slice, Blocks, Array]]:
+    """Each part of the queries, the keys and values up to its end, and what it sees of them."""
+    n_tokens, n_keys = visible.shape
+    *past, (keys, values) = blocks
     for start in range(0, n_tokens, QUERIES):
         end = min(start + QUERIES, n_tokens)
-        blocks = (*past, (keys[..., :end], values[:, :end]))
-        parts.append(_attend_part(q[start:end], blocks, visible[start:end, : n_past + end]))
-    return jnp.concatenate(parts)
+        seen = visible[start:end, : n_keys - n_tokens + end]
+        yield slice(start, end), (*past, (keys[..., :end], values[:, :end])), seen
 
 
-def _attend_part(q: Array, blocks: Blocks, visible: Array) -> Array:
-    """`attend` for queries that may see all the keys: lays them heads first."""
-    n_tokens, n_heads, head_dim = q.shape
-    n_kv_heads = blocks[0][0].shape[0]
-    split = (n_kv_heads, n_heads // n_kv_heads, n_tokens, head_dim)
-    heads_first = jnp.moveaxis(q.reshape(n_tokens, *split[:2], head_dim), 0, 2)
-    out = _attention(heads_first.reshape(n_kv_heads, -1, head_dim), blocks, visible)
-    return jnp.moveaxis(out.reshape(split), 2, 0).reshape(n_tokens, -1)
+def _heads_first(x: Array, n_kv_heads: int) -> Array:
+    """[t, H, h] -> [K, m, h]."""
+    n_tokens, n_heads, head_dim = x.shape
+    split = x.reshape(n_tokens, n_kv_heads, n_heads // n_kv_heads, head_dim)
+    return jnp.moveaxis(split, 0, 2).reshape(n_kv_heads, -1, head_dim)
+
+
+def _tokens_first(x: Array, n_heads: int) -> Array:
+    """[K, m, h] -> [t, H, h]."""
+    n_kv_heads, _, head_dim = x.shape
+    split = x.reshape(n_kv_heads, n_heads // n_kv_heads, -1, head_dim)
+    return jnp.moveaxis(split, 2, 0).reshape(-1, n_heads, head_dim)
 
 
 def _batched(x: Array, y: Array, x_axis: int, y_axis: int) -> Array:
@@ -93,28 +166,15 @@ def _normalised(q: Array, blocks: Blocks, visible: Array) -> tuple[Array, Array]
     return (out / total).astype(q.dtype), largest + jnp.log(total)
 
 
-@jax.custom_vjp
-def _attention(q: Array, blocks: Blocks, visible: Array) -> Array:
-    """Queries [K, M, h], blocks and visible [T, S] -> [K, M, h]."""
-    return _normalised(q, blocks, visible)[0]
-
-
-def _forward(q: Array, blocks: Blocks, visible: Array) -> tuple[Array, tuple]:
-    out, normaliser = _normalised(q, blocks, visible)
-    return out, (q, blocks, visible, out, normaliser)
-
-
-def _backward(kept: tuple, d_out: Array) -> tuple[Array, Blocks, None]:
-    q, blocks, visible, out, normaliser = kept
+def _part_gradients(
+    q: Array, out: Array, d_out: Array, normaliser: Array, blocks: Blocks, visible: Array
+) -> tuple[Array, Blocks]:
+    """Of queries, in their dtype, and blocks, float32."""
     common = jnp.sum(d_out.astype(jnp.float32) * out, axis=-1, keepdims=True)
     d_q, d_blocks = jnp.zeros(q.shape, jnp.float32), []
     for scores, (keys, values) in zip(_scores(q, blocks, visible), blocks, strict=True):
         weights = jnp.where(scores == _HIDDEN, 0.0, jnp.exp(scores - normaliser))
         d_scores = (weights * (_batched(d_out, values, 2, 2) - common)).astype(q.dtype)
         d_q += _batched(d_scores, keys, 2, 2)
-        d_keys, d_values = _batched(q, d_scores, 1, 1), _batched(weights.astype(q.dtype), d_out, 1, 1)
-        d_blocks.append((d_keys.astype(keys.dtype), d_values.astype(values.dtype)))
-    return d_q.astype(q.dtype), tuple(d_blocks), None
-
-
-_attention.defvjp(_forward, _backward)
+        d_blocks.append((_batched(q, d_scores, 1, 1), _batched(weights.astype(q.dtype), d_out, 1, 1)))
+    return d_q.astype(q.dtype), tuple(d_blocks)

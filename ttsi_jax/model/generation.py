@@ -113,9 +113,17 @@ def nucleus(scores: Array, top_p: Array | float) -> Array:
     return jnp.where(probabilities >= cut, scores, -jnp.inf)
 
 
+def _first_of_largest(scores: Array) -> Array:
+    """`jnp.argmax` over the last axis [E, V], int32; a CPU reduces values far faster than pairs of a value and its
+    place."""
+    n = scores.shape[-1]
+    smaller = scores < jnp.max(scores, axis=-1, keepdims=True)
+    return jnp.min(jnp.where(smaller, n, jnp.arange(n, dtype=jnp.int32)), axis=-1)
+
+
 def sample(keys: Array, scores: Array, sampling: Sampling) -> Array:
     """One token per row from logits [E, V] with a key and a `sampling` per row [E]; [E] int32."""
-    greedy = jnp.argmax(scores, axis=-1).astype(jnp.int32)
+    greedy = _first_of_largest(scores)
     warm = sampling.temperature > 0
 
     def draw(key: Array, row: Array, temperature: Array, top_p: Array) -> Array:
@@ -254,7 +262,10 @@ def _decode(
     def read(token: Tokens, row: Rows, own: Cache) -> tuple[Array, Cache]:
         return forward(config, params, token, (*common, *row.past, row.prompts.cache, own), row.adapters, scale)
 
-    def step(wave: Decoding) -> Decoding:
+    def step(wave: Decoding, new: Cache, slots_of_new: Array) -> tuple[Decoding, Cache]:
+        """Lets `own` take in the tokens that the step before has fed (after this one has read `own`, a loop would copy
+        all of it first), and feeds the next."""
+        own = jax.vmap(write)(wave.own, new, slots_of_new)
         prompts, (ids, slots, closing, finite) = wave.rows.prompts, wave.generated
         finite = finite & (wave.ended | jnp.all(jnp.isfinite(prompts.logits), axis=-1))
         scores = jax.vmap(_allowed, (0, None, 0, 0))(scripts, tables, wave.progress, prompts.logits)
@@ -269,17 +280,18 @@ def _decode(
 
         segments = jnp.where(ended, PADDING, SHARED)
         tokens = Tokens(jnp.where(ended, 0, fed)[:, None], prompts.position[:, None], segments[:, None])
-        hidden, new = jax.vmap(read)(tokens, wave.rows, wave.own)
+        hidden, new = jax.vmap(read)(tokens, wave.rows, own)
         following = Prompted(logits(config, params, hidden[:, 0]), prompts.cache, prompts.position + 1)
         n_fed = wave.n_fed + ~ended
-        return Decoding(
+        after = Decoding(
             rows=wave.rows._replace(prompts=following),
-            own=jax.vmap(write)(wave.own, new, wave.n_fed),
+            own=own,
             n_fed=n_fed,
             ended=ended | (n_fed >= n_steps),
             progress=progress,
             generated=Generated(ids, slots, closing, finite),
         )
+        return after, new
 
     wave = _admit(wave, arrivals, scripts.length)
     enough = jnp.sum(wave.ended) + more
@@ -287,8 +299,12 @@ def _decode(
     def unfinished(wave: Decoding) -> Array:
         return in_any_part((jnp.sum(wave.ended) < enough) & ~jnp.all(wave.ended))
 
-    def body(carry: tuple[Decoding, Array]) -> tuple[Decoding, Array]:
-        wave = step(carry[0])
-        return wave, unfinished(wave)
+    def body(carry: tuple[Decoding, Cache, Array, Array]) -> tuple[Decoding, Cache, Array, Array]:
+        before, new, at, _ = carry
+        wave, new = step(before, new, at)
+        return wave, new, before.n_fed, unfinished(wave)
 
-    return jax.lax.while_loop(lambda carry: carry[1], body, (wave, unfinished(wave)))[0]
+    nothing = jax.vmap(partial(empty, n_slots=1))(wave.own)
+    start = wave, nothing, wave.n_fed, unfinished(wave)
+    wave, new, at, _ = jax.lax.while_loop(lambda carry: carry[-1], body, start)
+    return wave._replace(own=jax.vmap(write)(wave.own, new, at))
