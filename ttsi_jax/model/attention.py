@@ -10,6 +10,8 @@ Letters: t tokens, s keys, k key-value heads, g query heads per key-value head, 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import reduce
+from operator import add
 from typing import Any
 
 import jax
@@ -81,7 +83,9 @@ def _through_caches(of_row: Callable[..., Any]) -> Callable[..., Any]:
 def _outputs(q: Array, blocks: Blocks, visible: Array) -> tuple[Array, list[Array]]:
     """Outputs [T, H, h], and of each part of the queries `_normalised`'s second."""
     n_kv_heads = blocks[0][0].shape[0]
-    parts = [_normalised(_heads_first(q[own], n_kv_heads), *seen) for own, *seen in _parts(blocks, visible)]
+    parts = [
+        _normalised(_heads_first(q[own], n_kv_heads), of_part, seen) for own, of_part, seen in _parts(blocks, visible)
+    ]
     return jnp.concatenate([_tokens_first(out, q.shape[1]) for out, _ in parts]), [own for _, own in parts]
 
 
@@ -93,14 +97,14 @@ def _gradients(
     n_tokens, n_heads, _ = q.shape
     n_kv_heads = blocks[0][0].shape[0]
     d_q, d_blocks = [], []
-    for (own, *seen), normaliser in zip(_parts(blocks, visible), normalisers, strict=True):
-        queries = (_heads_first(x[own], n_kv_heads) for x in (q, out, d_out))
-        d_part, (*past, (d_keys, d_values)) = _part_gradients(*queries, normaliser, *seen)
+    for (own, of_part, seen), normaliser in zip(_parts(blocks, visible), normalisers, strict=True):
+        queries, outputs, d_outputs = (_heads_first(x[own], n_kv_heads) for x in (q, out, d_out))
+        d_part, (*past, (d_keys, d_values)) = _part_gradients(queries, outputs, d_outputs, normaliser, of_part, seen)
         after = (0, n_tokens - own.stop)
         padded = jnp.pad(d_keys, ((0, 0), (0, 0), after)), jnp.pad(d_values, ((0, 0), after, (0, 0)))
         d_q.append(_tokens_first(d_part, n_heads))
         d_blocks.append((*past, padded))
-    total = jax.tree.map(lambda x, *parts: sum(parts[1:], parts[0]).astype(x.dtype), blocks, *d_blocks)
+    total = jax.tree.map(lambda x, *parts: reduce(add, parts).astype(x.dtype), blocks, *d_blocks)
     return jnp.concatenate(d_q), total
 
 
