@@ -54,9 +54,9 @@ class Roofline(Options):
     work: Work = field(default_factory=Work)
 
 
-def stages(side: JaxSide, inputs: list, costs: Costs, part: int) -> dict[str, tuple[Callable[[], Any], Cost]]:
-    """Each stage as a call, and its cost; `part`: inputs that train in the scope `all`."""
-    work, rows, n = side.work, side.rows(inputs), len(inputs)
+def stages(side: JaxSide, whole: JaxSide, inputs: list, costs: Costs) -> dict[str, tuple[Callable[[], Any], Cost]]:
+    """Each stage as a call, and its cost; `whole` has waves of those inputs that train in the scope `all`."""
+    work, rows, n, part = side.work, side.rows(inputs), len(inputs), whole.waves.size
     prompt, packed = work.prefix + work.suffix, work.candidates * (work.name - 1)
     _, prompts = side.read(rows, inputs)  # keeps the prefixes' caches
     *_, adapted = side.train(rows, inputs, "suffix")
@@ -83,7 +83,7 @@ def stages(side: JaxSide, inputs: list, costs: Costs, part: int) -> dict[str, tu
             costs.train(n, own, past, work.trained, work.steps) + again["suffix"],
         ),
         "train, all": (
-            lambda: side.train(rows[:part], inputs[:part], "all"),
+            lambda: whole.train(whole.rows(inputs[:part]), inputs[:part], "all"),
             costs.train(part, prompt, 0, work.trained, work.steps) + again["all"],
         ),
     }
@@ -99,7 +99,8 @@ def measure(options: Roofline) -> dict[str, Any]:
     chunk, _ = training_chunk(model.config, settings, options.wave, n_tokens + side.shape().prefix, 0, n_answer)
     with compiling:
         machine = measure_machine(model.params["embed"].dtype)
-        all_stages = stages(side, inputs, Costs(model.config, model.params["embed"].dtype.itemsize), chunk)
+        bounds = Costs(model.config, model.params["embed"].dtype.itemsize)
+        all_stages = stages(side, JaxSide(model, options.work, chunk), inputs, bounds)
         seconds = alternate({name: call for name, (call, _) in all_stages.items()}, options.rounds)
     costs = {name: cost for name, (_, cost) in all_stages.items()}
     return {

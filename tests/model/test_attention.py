@@ -49,3 +49,29 @@ def test_a_query_that_sees_nothing_has_no_gradient_and_no_nan():
     visible = visible.at[3].set(False)
     found = jax.grad(lambda q: jnp.sum(attend(q, blocks, visible) ** 2))(q)
     assert np.isfinite(attend(q, blocks, visible)).all() and (found[3] == 0).all() and (found[2] != 0).any()
+
+
+@pytest.mark.parametrize("cached", [0, 2**21], ids=["a row at a time", "all rows together"])
+@pytest.mark.parametrize("axes", [(0, (0, 0), 0), (0, (None, 0), None)], ids=["own pasts", "a common past"])
+def test_rows_of_a_wave_attend_as_each_does_alone(monkeypatch, cached, axes):
+    monkeypatch.setattr(attention, "QUERIES", 8)
+    monkeypatch.setattr(attention, "CACHED", cached)
+    q, blocks, visible = inputs(20, 9)
+    scaled = lambda x, axis: x if axis is None else jnp.stack([x, 0.5 * x, -x])  # noqa: E731
+    of_axis = lambda axis, block: tuple(scaled(x, axis) for x in block)  # noqa: E731
+    seen = visible if axes[2] is None else jnp.stack([visible] * 3)
+    rows = scaled(q, 0), [of_axis(axis, block) for axis, block in zip(axes[1], blocks, strict=True)], seen
+
+    def outputs_and_gradients(q, blocks, visible):
+        found, pull = jax.vjp(lambda q, blocks: attend(q, blocks, visible), q, blocks)
+        return found, pull(found)
+
+    together = jax.jit(jax.vmap(outputs_and_gradients, (0, [(axis, axis) for axis in axes[1]], axes[2])))
+    found = together(*rows)
+    assert ("while" in together.lower(*rows).as_text()) == (cached == 0 and jax.default_backend() == "cpu")
+    for row in range(3):
+        own = [
+            tuple(x if axis is None else x[row] for x in block) for axis, block in zip(axes[1], rows[1], strict=True)
+        ]
+        alone = outputs_and_gradients(rows[0][row], own, seen if axes[2] is None else seen[row])
+        jax.tree.map(lambda a, b, n=row: np.testing.assert_allclose(a[n], b, atol=1e-5), found, alone)

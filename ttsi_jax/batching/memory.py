@@ -76,15 +76,13 @@ def training_bytes(
     """What the training of one example keeps until its backward pass, in bytes, all counted as float32.
 
     Per layer and token: the stream and the norms' values (6 of the hidden size), what the MLP computes (6 of its size),
-    the queries, the attention's output and how they lie for its products (4 of all heads). Attention weights are not
-    kept, but each part of the queries keeps the keys and values up to its end. With `remat` that is one layer's alone,
-    and the stream is each layer's. Once: what attention computes again for one part, the sequence's own cached past,
-    four copies of the logits, theta_0's where it is asked, and of the adapter its gradient, its new value and two
-    moments.
+    the queries, the attention's output and how they lie for its products (4 of all heads), the keys and values.
+    Attention weights are not kept. With `remat` that is one layer's alone, and the stream is each layer's. Once: what
+    attention computes again for one part, the sequence's own cached past, four copies of the logits, theta_0's where it
+    is asked, and of the adapter its gradient, its new value and two moments.
     """
     heads, kv_heads = config.n_heads * config.head_dim, config.n_kv_heads * config.head_dim
-    n_parts = -(-n_tokens // QUERIES)
-    per_token = 6 * config.hidden_size + 6 * config.mlp_size + 4 * heads + (n_parts + 1) * kv_heads
+    per_token = 6 * config.hidden_size + 6 * config.mlp_size + 4 * heads + 2 * kv_heads
     attended = 4 * config.n_heads * min(n_tokens, QUERIES) * (n_tokens + n_past)  # by one part, in one layer
     layer, past = n_tokens * per_token, 2 * n_past * kv_heads * config.n_layers
     layers = layer + n_tokens * config.hidden_size * config.n_layers if remat else layer * config.n_layers
