@@ -10,7 +10,7 @@ Letters: t tokens, s keys, k key-value heads, g query heads per key-value head, 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from functools import reduce
+from functools import partial, reduce
 from operator import add
 from typing import Any
 
@@ -67,8 +67,8 @@ def _through_caches(of_row: Callable[..., Any]) -> Callable[..., Any]:
 
     @of_wave.def_vmap
     def _(n_rows: int, batched: Any, *arguments: Any) -> tuple[Any, Any]:
-        axes = jax.tree.map(lambda has_rows: 0 if has_rows else None, list(batched))
-        together, in_turn = (jax.vmap(f, axes) for f in (of_row, jax.custom_batching.sequential_vmap(of_row)))
+        together = jax.vmap(of_row, jax.tree.map(lambda has_rows: 0 if has_rows else None, list(batched)))
+        in_turn = partial(_in_turn, of_row, n_rows, tuple(batched))
         n_heads, (n_queries, n_keys) = arguments[0].shape[-2], arguments[2].shape[-2:]
         if n_queries == 1 or n_rows * n_heads * min(n_queries, QUERIES) * n_keys <= CACHED:
             out = together(*arguments)
@@ -77,6 +77,22 @@ def _through_caches(of_row: Callable[..., Any]) -> Callable[..., Any]:
         return out, jax.tree.map(lambda _: True, out)
 
     return of_wave
+
+
+def _in_turn(of_row: Callable[..., Any], n_rows: int, batched: Any, *arguments: Any) -> Any:
+    """`of_row` of each row, one after the other; `batched` says which arguments have rows."""
+
+    def one(row: Array | int) -> Any:
+        own = lambda x, has_rows: jax.lax.dynamic_index_in_dim(x, row, keepdims=False) if has_rows else x  # noqa: E731
+        return of_row(*jax.tree.map(own, arguments, batched))
+
+    def put(row: Array, found: Any) -> Any:
+        return jax.tree.map(lambda all_, x: jax.lax.dynamic_update_index_in_dim(all_, x, row, 0), found, one(row))
+
+    # Filled with what this layer has computed: arrays of zeros XLA would make for all layers at once, at the start.
+    anything = arguments[0][(0,) * arguments[0].ndim]
+    blank = jax.tree.map(lambda x: jnp.full((n_rows, *x.shape), anything, x.dtype), jax.eval_shape(one, 0))
+    return jax.lax.fori_loop(0, n_rows, put, blank)
 
 
 @_through_caches
