@@ -1,6 +1,6 @@
 """Softmax attention over several blocks of keys and values, which are never joined.
 
-A block that several sequences share is never copied per sequence. The backward pass computes the attention weights
+A block that several sequences share is never copied per sequence. On a CPU the rows of a wave may take turns. The backward pass computes the attention weights
 again from each query's normaliser instead of keeping them, as in FlashAttention (Dao et al., arXiv 2205.14135): they
 are by far the largest intermediate values of training, and writing them costs more time than computing them.
 
@@ -21,7 +21,7 @@ from jax import Array
 Blocks = tuple[tuple[Array, Array], ...]  # of each block keys [K, h, S_i] and values [K, S_i, h]
 _HIDDEN = jnp.finfo(jnp.float32).min
 QUERIES = 128  # of a part; on a CPU 128 and 172 did best of 86 to 344, for 688 tokens
-CACHED = 2**21  # scores of all rows: 8 MiB
+CACHED = 2**21  # scores: of more than so many, 8 MiB, a CPU takes a row at a time
 
 
 def attend(q: Array, keys_values: Sequence[tuple[Array, Array]], visible: Array) -> Array:
@@ -60,9 +60,12 @@ def _backward(kept: tuple[Any, ...], d_out: Array) -> tuple[Array, Blocks, None]
 _attention.defvjp(_forward, _backward)
 
 
-def _through_caches(of_row: Callable[..., Any]) -> Callable[..., Any]:
-    """`of_row` of queries, blocks, visible, …: under `jax.vmap` a CPU takes rows one at a time where all rows' scores
-    together would not stay in its caches, since writing these to memory and reading them takes longest of all."""
+def _in_turn_on_cpu(of_row: Callable[..., Any]) -> Callable[..., Any]:
+    """`of_row` (queries [T, H, h], blocks, visible [T, S], …), whose rows a CPU takes one at a time under `jax.vmap` where
+    the scores of all together would not stay in its caches: writing these to memory and reading them takes longest.
+
+    A decoding token has few scores, and its rows stay together.
+    """
     of_wave = jax.custom_batching.custom_vmap(of_row)
 
     @of_wave.def_vmap
@@ -95,7 +98,7 @@ def _in_turn(of_row: Callable[..., Any], n_rows: int, batched: Any, *arguments: 
     return jax.lax.fori_loop(0, n_rows, put, blank)
 
 
-@_through_caches
+@_in_turn_on_cpu
 def _outputs(q: Array, blocks: Blocks, visible: Array) -> tuple[Array, list[Array]]:
     """Outputs [T, H, h], and of each part of the queries `_normalised`'s second."""
     n_kv_heads = blocks[0][0].shape[0]
@@ -105,11 +108,11 @@ def _outputs(q: Array, blocks: Blocks, visible: Array) -> tuple[Array, list[Arra
     return jnp.concatenate([_tokens_first(out, q.shape[1]) for out, _ in parts]), [own for _, own in parts]
 
 
-@_through_caches
+@_in_turn_on_cpu
 def _gradients(
     q: Array, blocks: Blocks, visible: Array, out: Array, normalisers: list[Array], d_out: Array
 ) -> tuple[Array, Blocks]:
-    """Of queries and blocks."""
+    """Of queries [T, H, h] and of each block's keys and values, in their dtypes."""
     n_tokens, n_heads, _ = q.shape
     n_kv_heads = blocks[0][0].shape[0]
     d_q, d_blocks = [], []
@@ -189,7 +192,8 @@ def _normalised(q: Array, blocks: Blocks, visible: Array) -> tuple[Array, Array]
 def _part_gradients(
     q: Array, out: Array, d_out: Array, normaliser: Array, blocks: Blocks, visible: Array
 ) -> tuple[Array, Blocks]:
-    """Of queries, in their dtype, and blocks, float32."""
+    """Of one part's queries [K, m, h] in their dtype, and of the blocks' keys and values in float32; `normaliser` is
+    `_normalised`'s second [K, m, 1]."""
     common = jnp.sum(d_out.astype(jnp.float32) * out, axis=-1, keepdims=True)
     d_q, d_blocks = jnp.zeros(q.shape, jnp.float32), []
     for scores, (keys, values) in zip(_scores(q, blocks, visible), blocks, strict=True):

@@ -114,8 +114,8 @@ def nucleus(scores: Array, top_p: Array | float) -> Array:
 
 
 def _first_of_largest(scores: Array) -> Array:
-    """`jnp.argmax` over the last axis [E, V], int32; a CPU reduces values far faster than pairs of a value and its
-    place."""
+    """`jnp.argmax` over the last axis [E, V], int32, but 0 for a row with a NaN; a CPU reduces values far faster than
+    pairs of a value and its place."""
     n = scores.shape[-1]
     smaller = scores < jnp.max(scores, axis=-1, keepdims=True)
     return jnp.min(jnp.where(smaller, n, jnp.arange(n, dtype=jnp.int32)), axis=-1)
@@ -263,8 +263,8 @@ def _decode(
         return forward(config, params, token, (*common, *row.past, row.prompts.cache, own), row.adapters, scale)
 
     def step(wave: Decoding, new: Cache, slots_of_new: Array) -> tuple[Decoding, Cache]:
-        """Lets `own` take in the tokens that the step before has fed (after this one has read `own`, a loop would copy
-        all of it first), and feeds the next."""
+        """Writes what the step before has fed into `own`, and feeds the next token, whose keys and values [1] it
+        returns: written after `own` is read, they would make the loop copy all of it at every step."""
         own = jax.vmap(write)(wave.own, new, slots_of_new)
         prompts, (ids, slots, closing, finite) = wave.rows.prompts, wave.generated
         finite = finite & (wave.ended | jnp.all(jnp.isfinite(prompts.logits), axis=-1))
