@@ -1,8 +1,9 @@
 """Softmax attention over several blocks of keys and values, which are never joined.
 
-A block that several sequences share is never copied per sequence. On a CPU the rows of a wave may take turns. The backward pass computes the attention weights
-again from each query's normaliser instead of keeping them, as in FlashAttention (Dao et al., arXiv 2205.14135): they
-are by far the largest intermediate values of training, and writing them costs more time than computing them.
+A block that several sequences share is never copied per sequence, and on a CPU the rows of a wave may take turns. The
+backward pass computes the attention weights again from each query's normaliser instead of keeping them, as in
+FlashAttention (Dao et al., arXiv 2205.14135): they are by far the largest intermediate values of training, and writing
+them costs more time than computing them.
 
 Letters: t tokens, s keys, k key-value heads, g query heads per key-value head, h head size, m = g * t.
 """
@@ -61,8 +62,8 @@ _attention.defvjp(_forward, _backward)
 
 
 def _in_turn_on_cpu(of_row: Callable[..., Any]) -> Callable[..., Any]:
-    """`of_row` (queries [T, H, h], blocks, visible [T, S], …), whose rows a CPU takes one at a time under `jax.vmap` where
-    the scores of all together would not stay in its caches: writing these to memory and reading them takes longest.
+    """`of_row` (queries [T, H, h], blocks, visible [T, S], …), whose rows a CPU takes one at a time under `jax.vmap`
+    where the scores of all would not stay in its caches: writing them to memory and reading them takes longest.
 
     A decoding token has few scores, and its rows stay together.
     """
