@@ -106,6 +106,15 @@ def test_cached_decoding_is_the_full_forward():
     np.testing.assert_allclose(jnp.concatenate(found), full[n_prefix:], rtol=0, atol=1e-4)
 
 
+@pytest.mark.skipif(jax.default_backend() != "cpu", reason="of XLA's CPU compiler")
+def test_a_cpu_computes_rotations_once_for_all_layers_and_heads():
+    config, params = tiny_model("llama")
+    wave = jax.jit(lambda tokens: jax.vmap(lambda row: forward(config, params, row)[0])(tokens))
+    program = wave.lower(stack([sequence(row, SIZE) for row in ROWS])).compile().as_text()
+    assert config.n_layers > 1
+    assert program.count(" cosine(") == 1
+
+
 def test_padding_changes_nothing():
     config, params = tiny_model("gemma3")
     alone = head(config, params, run(config, params, sequence(ROWS[1]))[0])

@@ -174,11 +174,21 @@ def merge(config: DecoderConfig, params: Params) -> Decoder:
 
 def rotation_angles(rope: Rope, head_dim: int, positions: Array) -> tuple[Array, Array]:
     """Cosines and sines of rotary embedding for positions [T], each [T, h/2] float32 (Su et al., arXiv 2104.09864)."""
-    frequencies = rope.theta ** (-jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim)
-    if rope.divisors:
-        frequencies = frequencies / jnp.asarray(rope.divisors, jnp.float32)
-    angles = positions.astype(jnp.float32)[:, None] * frequencies
-    return jnp.cos(angles), jnp.sin(angles)
+
+    def found(positions: Array) -> tuple[Array, Array]:
+        frequencies = rope.theta ** (-jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim)
+        if rope.divisors:
+            frequencies = frequencies / jnp.asarray(rope.divisors, jnp.float32)
+        angles = positions.astype(jnp.float32)[:, None] * frequencies
+        return jnp.cos(angles), jnp.sin(angles)
+
+    def found_once(positions: Array) -> tuple[Array, Array]:
+        """XLA's CPU compiler would compute them anew in every layer, for every head; out of a loop whose turns it
+        cannot count (here one) it takes nothing."""
+        blank = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(found, positions))
+        return jax.lax.fori_loop(0, 1 + (positions[0] < 0), lambda _, __: found(positions), blank)
+
+    return jax.lax.platform_dependent(positions, cpu=found_once, default=found)
 
 
 def rotate(x: Array, cos: Array, sin: Array) -> Array:
