@@ -285,6 +285,16 @@ def test_prefixes_are_kept_within_their_memory_and_the_least_recently_used_go_fi
     assert len(prefills) == 4 and len(kept._prefixes) == 2
 
 
+def test_a_wave_takes_no_longer_for_all_the_prefixes_that_are_kept(monkeypatch):
+    """Counted again for every wave, thousands of them made a long run's inputs slower than a short one's."""
+    counted, kept = [], waves()
+    count = module.cache_bytes
+    monkeypatch.setattr(module, "cache_bytes", lambda cache: counted.append(1) or count(cache))
+    for row in (0, 2, 3, 0, 2, 3):
+        kept.score(ROWS[row : row + 1], NAMES[:1])
+    assert len(counted) == len(kept._prefixes) == 3
+
+
 def test_a_wave_may_have_more_prefixes_than_memory_keeps(prefills):
     small = waves(prefix_memory=1e-9)
     for own, theirs in zip(scores(ROWS, NAMES, kept=small), scores(ROWS, NAMES), strict=True):

@@ -122,6 +122,7 @@ class Waves:
             self._base = theta_0._replace(adapters=self.layout.rows(copies))
         self._prefix_memory = prefix_memory
         self._prefixes: OrderedDict[tuple[int, Ids], Cache] = OrderedDict()  # by what a prefix is padded to, and itself
+        self._prefix_bytes = 0  # of all of these: a run has thousands, too many to count again for every wave
         self._special = special_ids(model.tokenizer, model.stop_ids)
         self._tables = slot_tables(model.tokenizer, model.config.vocab_size, model.stop_ids)
 
@@ -162,6 +163,7 @@ class Waves:
             caches = self.layout.everywhere(prefill_wave(self.model.config, self.model.params, ids, lengths))
             for index, key in enumerate(group):
                 known[key] = jax.tree.map(lambda x, i=index: x[i], caches)
+                self._prefix_bytes += cache_bytes(known[key])
             self._forget({*keys})
         for key in keys:
             known.move_to_end(key)
@@ -173,12 +175,11 @@ class Waves:
 
     def _forget(self, needed: set[tuple[int, Ids]]) -> None:
         """Drops the least recently used prefixes, but for those that are needed, until the others fit their memory."""
-        known = self._prefixes
-        sizes = {key: sum(map(device_bytes, jax.tree.leaves(cache))) for key, cache in known.items()}
-        for key in [key for key in known if key not in needed]:
-            if sum(sizes.values()) <= self._prefix_memory * 2**30:
+        while self._prefix_bytes > self._prefix_memory * 2**30:
+            oldest = next((key for key in self._prefixes if key not in needed), None)
+            if oldest is None:
                 break
-            del known[key], sizes[key]
+            self._prefix_bytes -= cache_bytes(self._prefixes.pop(oldest))
 
     def _keys(self, rows: Sequence[Row]) -> Array:
         return self.layout.rows(jnp.stack([row.key for row in rows] + [rows[0].key] * (self.size - len(rows))))
@@ -405,6 +406,11 @@ def adapt_and_score(
     )  # fmt: skip
     scored = score_wave(config, params, prompts, starts, candidates, past, adapters, scale=scale)
     return adapters, losses, n_losses, scored
+
+
+def cache_bytes(cache: Cache) -> int:
+    """What a device holds of it."""
+    return sum(map(device_bytes, jax.tree.leaves(cache)))
 
 
 def prefill_rows(rows: int) -> int:
