@@ -6,6 +6,7 @@ probability is needed. A stage's bound is the longer of the two times, arithmeti
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -32,9 +33,10 @@ def measure_machine(dtype: Any = jnp.float32, size: int | None = None, n_bytes: 
     small = jax.default_backend() == "cpu"
     size, n_bytes = size or (2048 if small else 8192), n_bytes or 2 ** (29 if small else 32)
     square, long = jnp.ones((size, size), dtype), jnp.ones(n_bytes // 4, jnp.float32)
-    multiply, add = jax.jit(lambda x: x @ x), jax.jit(jnp.sum)
+    multiply = jax.jit(partial(jnp.matmul, preferred_element_type=jnp.float32))  # as CPUs multiply bfloat16
+    add = jax.jit(jnp.sum)
     calls = {
-        "multiply": lambda: multiply(square).block_until_ready(),
+        "multiply": lambda: multiply(square, square).block_until_ready(),
         "add": lambda: add(long).block_until_ready(),
     }
     best: dict[str, Seconds] = alternate(calls, rounds=10)
