@@ -27,6 +27,8 @@ from ttsi_jax.scaling import budget
 from ttsi_jax.scaling.budget import GIB, base_of, cache_bytes, fit, state_bytes, temporaries
 from ttsi_jax.scaling.mesh import Layout
 from ttsi_jax.scaling.programs import Sizes, run_programs
+from ttsi_jax.synthesis import Synthetic
+from ttsi_jax.tasks import Call
 from ttsi_jax.tasks.prompts import PromptEncoder
 
 MODEL = tiny_model()
@@ -94,8 +96,9 @@ def test_arrays_are_counted_exactly():
     assert of(states) == 4 * state_bytes(CONFIG, how, adamw(1e-2)) > 4 * state_bytes(CONFIG, how, sgd(1e-2))
 
 
-@pytest.mark.parametrize("scope", ["all", "suffix"])
-def test_a_run_holds_no_more_arrays_than_the_formula_says(monkeypatch, scope):
+@pytest.mark.parametrize(("scope", "adapters"), [("all", 1), ("suffix", 1), ("suffix", 12)])
+def test_a_run_holds_no_more_arrays_than_the_formula_says(monkeypatch, scope, adapters):
+    """However many adapters an input has, all of which a source's pairs let it ask for at once."""
     held, others = [], sum(x.nbytes for x in jax.live_arrays()) - base_of(MODEL.params, LAYOUT).weights
     for module, name in (
         (waves, "prefill_wave"), (waves, "score_wave"), (waves, "adapt_and_score"), (lanes, "decode_wave"),
@@ -108,8 +111,10 @@ def test_a_run_holds_no_more_arrays_than_the_formula_says(monkeypatch, scope):
 
         monkeypatch.setattr(module, name, spied)
     config, own = settings(scope=scope), drafts(16, scope=scope)
+    config = replace(config, adapt=replace(config.adapt, adapters=adapters))
     found = fit(MODEL, LAYOUT, config, PARTS, own, 64.0, begun=True)
-    run(MODEL, task_of(*numbered(16)), config)
+    pair = lambda example, attempt: Synthetic(f"{attempt} and 2", (Call("add", {"a": 1, "b": 2}),))  # noqa: E731
+    run(MODEL, task_of(*numbered(16)), config, **({"synthesizer": pair} if adapters > 1 else {}))
     arrays = found.takes.total - found.takes.programs
     assert 0.5 * arrays <= max(held) <= 1.1 * arrays
 

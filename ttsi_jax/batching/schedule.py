@@ -121,9 +121,11 @@ class Schedule:
     def _wave(self, waiting: Iterator[Steps]) -> bool:
         """Does what most is to be gained from; False when nothing is left."""
         size, training = self.size, _fullest(self.adapts)
-        if len(training) >= size:
+        if full := [lanes for lanes in self._last_lanes() if lanes.load >= size]:  # before more adapters are there
+            self._decode(full[0], to_the_end=False)
+        elif len(training) >= size:
             self._do_some(self._adapt, training)
-        elif full := [lanes for lanes in (*self._last_lanes(), *self.base) if lanes.load >= size]:
+        elif full := [lanes for lanes in self.base if lanes.load >= size]:
             self._decode(full[0], to_the_end=False)
         elif len(self.asks) >= size:
             self._do_some(self._ask, self.asks)
