@@ -266,6 +266,26 @@ def test_an_interrupted_process_exits_with_130_and_the_same_command_resumes(mode
     assert lines("run") == lines("whole") and len(lines("run")) == 7
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_while_a_program_compiles_exits_with_130(model, number):
+    """XLA's threads go on compiling, and crash where Python is no longer there."""
+    Path("mine.jsonl").write_text("\n".join(map(line, EXAMPLES)))
+    argv = ["run", "--model", model, "--task", "mine.jsonl", *SETTINGS, "--out", "run"]
+    env = os.environ | {"PYTHONPATH": str(Path(ttsi_jax.__file__).parents[1]), "JAX_LOG_COMPILES": "1"}
+    command = [sys.executable, "-m", "ttsi_jax.cli", *argv]
+    with subprocess.Popen(command, env=env, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        said = []
+        for text in process.stderr:
+            said.append(text)
+            if "XLA compilation" not in text and "Compiling jit(score" in text:
+                process.send_signal(number)
+                break
+        said.append(process.stderr.read())
+    assert process.returncode == 130, "".join(said)
+    assert "the same command resumes the run" in said[-1]
+
+
 def test_an_interrupt_before_the_run_begins(model, monkeypatch, capsys):
     def interrupt(*args, **kwargs):
         raise KeyboardInterrupt

@@ -200,6 +200,10 @@ def test_the_command(tmp_path, monkeypatch, capsys):
     file.write_text(json.dumps(line | {"query": "2 and 3"}))
     assert main(own) == 2 and "inputs: " in capsys.readouterr().err
     assert {path.name: path.read_bytes() for path in (tmp_path / "sft").iterdir()} == before
+    weights = tmp_path / "sft/adapter_model.safetensors"
+    file.write_text(json.dumps(line))
+    weights.write_bytes(weights.read_bytes()[:-9])
+    assert main(own) == 3 and "adapter_model.safetensors" in capsys.readouterr().err, "cut off"
     assert main([*argv[:-3], str(tmp_path), *argv[-2:]]) == 2 and "is not empty" in capsys.readouterr().err
     file.write_text(f"{json.dumps(line)}\n{{")
     assert main([*argv[:-3], str(tmp_path / "rest"), *argv[-2:]]) == 1

@@ -7,7 +7,11 @@ from __future__ import annotations
 
 import os
 import sys
+import tempfile
+from contextlib import suppress
+from io import TextIOWrapper
 from pathlib import Path
+from typing import NoReturn
 
 import tyro
 from jax.errors import JaxRuntimeError
@@ -118,7 +122,7 @@ def merge(args: Merge) -> int:
 
 def sft(args: Sft) -> int:
     from ttsi_jax.batching.supervised import FOR_RUNS, fine_tune, make_directory, save, settings_of, settings_there
-    from ttsi_jax.checkpoints import load_model
+    from ttsi_jax.checkpoints import load_model, load_peft
     from ttsi_jax.config import RunConfig, check, find_parts
     from ttsi_jax.runs.directory import refuse_other
     from ttsi_jax.runs.progress import progress_bars
@@ -142,6 +146,7 @@ def sft(args: Sft) -> int:
     settings = settings_of(model, task, config)
     if there is not None:
         refuse_other(args.out, "an adapter", there, settings)
+        load_peft(args.out, model.config)  # which says whether it is whole
         _say(f"{args.out} is complete: nothing is left to train")
     else:
         with progress_bars(messages) as show:
@@ -218,9 +223,24 @@ def _fetched(name: str, data: Path | None) -> int:
     return DONE
 
 
+def entry() -> NoReturn:
+    """The command. An interrupted one ends without Python's own end, which waits for XLA's threads: where one of them
+    was compiling, it would find Python gone and crash."""
+    code = main()
+    if code == INTERRUPTED:
+        for stream in (sys.stdout, sys.stderr):
+            with suppress(OSError):
+                stream.flush()
+        os._exit(code)
+    sys.exit(code)
+
+
 def main(argv: list[str] | None = None, watched: bool = False) -> int:
     """Runs a command; returns its exit code. A run with --hosts needs to be `watched`, see `ttsi_jax.cli.watched`."""
     argv = sys.argv[1:] if argv is None else argv
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a terminal may know fewer characters than models write
     sys.path.append(os.getcwd())  # where a user's own rules, losses and estimators lie
     try:
         commands = {run_of(argv): run, Merge: merge, Sft: sft, Compare: compare, Report: report}
@@ -257,8 +277,15 @@ def _name_problems(task: Task) -> None:
 
 
 def _write(path: Path, text: str) -> None:
+    """Replaces a file when all of the new one is written."""
     try:
-        path.write_text(text, encoding="utf-8")
+        if not path.is_file() and path.exists():  # such as /dev/stdout
+            path.write_text(text, encoding="utf-8")
+            return
+        with tempfile.TemporaryDirectory(dir=path.parent, prefix=".ttsi-jax-") as folder:
+            whole = Path(folder) / path.name
+            whole.write_text(text, encoding="utf-8")
+            whole.replace(path)
     except OSError as error:
         raise InputError(f"{path}: cannot be written: {error.strerror}") from None
 

@@ -1,5 +1,3 @@
-import sys
+from ttsi_jax.cli import entry
 
-from ttsi_jax.cli import main
-
-sys.exit(main())
+entry()
