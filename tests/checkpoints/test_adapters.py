@@ -47,6 +47,26 @@ def test_what_was_not_finished_is_not_there_and_is_written_again(tmp_path):
     assert not np.any(load_adapter(tmp_path, "a")[0][0]["q"].a)
 
 
+def test_a_directory_that_is_not_empty_is_left_as_it_is(tmp_path):
+    save_adapters(tmp_path / "run", ["a"], WAVE, LORA, CONFIG, "base")
+    export_adapter(tmp_path / "run", "a", tmp_path / "out")
+    before = (tmp_path / "out/adapter_model.safetensors").read_bytes()
+    save_adapters(tmp_path / "run", ["b"], jax.tree.map(jnp.ones_like, WAVE), LORA, CONFIG, "base")
+    with pytest.raises(InputError, match="out: is not empty"):
+        export_adapter(tmp_path / "run", "b", tmp_path / "out")
+    assert (tmp_path / "out/adapter_model.safetensors").read_bytes() == before
+
+
+@pytest.mark.parametrize("part", ["about/metadata", "tree/*"])
+def test_a_damaged_checkpoint_is_named(tmp_path, part):
+    save_adapters(tmp_path, ["a"], WAVE, LORA, CONFIG, "base")
+    for file in (tmp_path / ADAPTERS).glob(f"*/{part}"):
+        if file.is_file():
+            file.write_bytes(b"")
+    with pytest.raises(InputError, match=f"{ADAPTERS}/.*: these adapters are damaged"):
+        load_adapter(tmp_path, "a")
+
+
 def ours(model: LanguageModel, adapter, lora: LoraConfig, ids: list[int]) -> np.ndarray:
     hidden, _ = forward(model.config, model.params, sequence(ids), (), adapter, lora.scale)
     return np.asarray(logits(model.config, model.params, hidden))

@@ -74,7 +74,18 @@ def test_offline(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "source", ["", "no-such-model", "./no/such", "a/b/c", "x/y.gguf", "\0", "x" * 5000, Path("org/name")]
+    "source",
+    [
+        "",
+        "no-such-model",
+        "./no/such",
+        "a/b/c",
+        "x/y.gguf",
+        "\0",
+        "x" * 5000,
+        Path("org/name"),
+        "~nobody-of-this-name/m",
+    ],
 )
 def test_what_is_nowhere(source, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

@@ -84,7 +84,9 @@ def test_wrong_tensors_are_all_named(tmp_path):
         ({"modules_to_save": ["lm_head"]}, "modules_to_save"),
         ({"peft_type": "IA3"}, "'IA3'"),
         ({"r": 0}, "r = 0"),
+        ({"r": True}, "r = True"),
         ({"lora_alpha": "8"}, "lora_alpha = '8'"),
+        *[({"lora_alpha": alpha}, f"lora_alpha = {alpha}") for alpha in (0, True, float("nan"), float("inf"))],
     ],
 )
 def test_other_kinds_of_adapters_are_refused(tmp_path, changes, match):

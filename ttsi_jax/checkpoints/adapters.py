@@ -38,6 +38,9 @@ def save_adapters(
         lora: their shape and scale.
         config: the decoder they belong to.
         base: the base model's name.
+
+    Raises:
+        OSError: they cannot be written, as on a full disk.
     """
     adapters = jax.device_get(adapters)
     name = hashlib.sha256(json.dumps(list(ids)).encode()).hexdigest()[:16]
@@ -45,7 +48,10 @@ def save_adapters(
     about = {"ids": list(ids), "lora": asdict(lora), "decoder": asdict(config), "base": base}
     items = {_TREE: ocp.args.StandardSave(tree), _ABOUT: ocp.args.JsonSave(about)}
     with _checkpointer() as checkpointer:
-        checkpointer.save((run / ADAPTERS / name).resolve(), ocp.args.Composite(**items), force=True)
+        try:
+            checkpointer.save((run / ADAPTERS / name).resolve(), ocp.args.Composite(**items), force=True)
+        except ValueError as error:  # as its writer says that a disk is full
+            raise OSError(None, str(error).partition("\n")[0], str(run / ADAPTERS)) from None
 
 
 def saved_ids(run: Path) -> list[str]:
@@ -73,8 +79,10 @@ def export_adapter(run: str | Path, id: str, out: str | Path) -> None:
     """Writes one input's adapter as a directory that PEFT loads.
 
     Raises:
-        InputError: the run has not kept it.
+        InputError: the run has not kept it, or `out` is there and not empty.
     """
+    if Path(out).is_dir() and any(Path(out).iterdir()):
+        raise InputError(f"{out}: is not empty; choose another directory")
     about = _find(Path(run), id)[1]
     adapter, lora = load_adapter(run, id)
     alpha = lora.scale * lora.rank  # what PEFT divides by the rank
@@ -97,8 +105,14 @@ def _checkpointer() -> ocp.Checkpointer:
 
 
 def _restore(path: Path, **items: Any) -> Any:
-    with _checkpointer() as checkpointer:
-        return checkpointer.restore(path, ocp.args.Composite(**items))
+    try:
+        with _checkpointer() as checkpointer:
+            return checkpointer.restore(path, ocp.args.Composite(**items))
+    except (ValueError, KeyError, OSError) as error:  # as orbax and its readers say it
+        why = str(error).partition("\n")[0]
+        raise InputError(
+            f"{path}: these adapters are damaged ({type(error).__name__}: {why}); delete the folder to use the others"
+        ) from None
 
 
 def _find(run: Path, id: str) -> tuple[Path, dict[str, Any]]:

@@ -108,10 +108,11 @@ def locate(source: str | Path) -> tuple[str, Path]:
         if path is None or not path.is_file():
             raise ModelFileError(f"model '{source}' is not installed: {_install(alias)}")
         return str(source), path
-    path = Path(source).expanduser()
+    path = Path(source)
     try:
+        path = path.expanduser()
         found = path.exists()
-    except (OSError, ValueError):  # a name too long, or with a zero byte
+    except (OSError, ValueError, RuntimeError):  # a name too long, or with a zero byte; nobody's home
         found = False
     if found:
         if not path.is_dir() and path.suffix != ".gguf":

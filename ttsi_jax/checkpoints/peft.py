@@ -9,6 +9,7 @@ from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
+from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
 from ttsi_jax.checkpoints.files import read_json
@@ -59,6 +60,7 @@ def save_peft(
 
     Raises:
         ModelFileError: when the adapter does not fit `config` and `rank`.
+        OSError: when it cannot be written, as on a full disk.
     """
     tensors, problems = {}, []
     shapes = projection_shapes(config)
@@ -88,7 +90,10 @@ def save_peft(
     }
     directory = Path(path)
     directory.mkdir(parents=True, exist_ok=True)
-    save_file(tensors, directory / WEIGHTS, metadata={"format": "pt"})
+    try:
+        save_file(tensors, directory / WEIGHTS, metadata={"format": "pt"})
+    except SafetensorError as error:
+        raise OSError(None, str(error), str(directory / WEIGHTS)) from None
     (directory / CONFIG).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
 
 
@@ -174,6 +179,7 @@ def _read_settings(path: Path) -> tuple[int, float]:
     if settings.get("bias", "none") != "none":
         raise ModelFileError(f"{path}: bias = {settings['bias']!r} is not supported")
     rank, alpha = settings.get("r"), settings.get("lora_alpha")
-    if not isinstance(rank, int) or rank < 1 or not isinstance(alpha, int | float):
-        raise ModelFileError(f"{path}: r = {rank!r} and lora_alpha = {alpha!r} are not a rank and a number")
+    numbers = isinstance(rank, int) and isinstance(alpha, int | float) and not isinstance(rank, bool)
+    if not numbers or isinstance(alpha, bool) or rank < 1 or not 0 < alpha < math.inf:
+        raise ModelFileError(f"{path}: r = {rank!r} and lora_alpha = {alpha!r} are not a rank and a number above 0")
     return rank, alpha * rank**0.5 if settings.get("use_rslora") else float(alpha)
