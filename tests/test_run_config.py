@@ -13,7 +13,8 @@ from ttsi_jax.synthesis import SynthesisConfig, TeacherConfig
 from ttsi_jax.uncertainty import GateConfig
 
 INF, NAN = float("inf"), float("nan")
-ONE, ABOVE = "it must be at least 1", "it must be above 0"
+ONE, ABOVE = "it must be at least 1", "it must be above 0 and at most 1e+30"
+LEAST = "it must be at least 0 and at most 1e+30"
 UP_TO_A_DAY = "it must be above 0 and at most 86400 (a day)"
 REFUSED = [
     ("wave", {"wave": 0}, "0", ONE),
@@ -37,6 +38,16 @@ REFUSED = [
     ("adapt.lr", {"adapt": AdaptConfig(lr=INF)}, "inf", ABOVE),
     ("adapt.alpha", {"adapt": AdaptConfig(alpha=0.0)}, "0.0", ABOVE),
     ("adapt.memory", {"adapt": AdaptConfig(memory=0.0)}, "0.0", ABOVE),
+    ("adapt.memory", {"adapt": AdaptConfig(memory=1e300)}, "1e+300", ABOVE),
+    ("adapt.kl", {"adapt": AdaptConfig(kl=1e300)}, "1e+300", LEAST),
+    *[
+        ("adapt.stop-below", {"adapt": AdaptConfig(stop_below=value)}, str(value), "it must be a number between ±1e+30")
+        for value in (NAN, INF)
+    ],
+    *[
+        ("gate.tau", {"gate": GateConfig(tau=value)}, str(value), "it must be a number or auto")
+        for value in (NAN, INF, -INF, "most")
+    ],
     ("synthesis.top-p", {"synthesis": SynthesisConfig(top_p=0.0)}, "0.0", "it must be above 0 and at most 1"),
     ("synthesis.top-p", {"synthesis": SynthesisConfig(top_p=1.1)}, "1.1", "it must be above 0 and at most 1"),
     ("synthesis.top-p", {"synthesis": SynthesisConfig(top_p=NAN)}, "nan", "it must be above 0 and at most 1"),
@@ -44,12 +55,12 @@ REFUSED = [
         ("teacher.timeout", {"teacher": TeacherConfig(timeout=value)}, str(value), UP_TO_A_DAY)
         for value in (0.0, NAN, 1e10, INF)
     ],
-    ("teacher.price-in", {"teacher": TeacherConfig(price_in=NAN)}, "nan", "it must be at least 0"),
-    ("teacher.price-out", {"teacher": TeacherConfig(price_out=INF)}, "inf", "it must be at least 0"),
-    ("teacher.price-out", {"teacher": TeacherConfig(price_out=-1.0)}, "-1.0", "it must be at least 0"),
-    ("synthesis.temperature", {"synthesis": SynthesisConfig(temperature=-0.1)}, "-0.1", "it must be at least 0"),
-    ("synthesis.temperature", {"synthesis": SynthesisConfig(temperature=NAN)}, "nan", "it must be at least 0"),
-    ("synthesis.temperature", {"synthesis": SynthesisConfig(temperature=INF)}, "inf", "it must be at least 0"),
+    ("teacher.price-in", {"teacher": TeacherConfig(price_in=NAN)}, "nan", LEAST),
+    ("teacher.price-out", {"teacher": TeacherConfig(price_out=INF)}, "inf", LEAST),
+    ("teacher.price-out", {"teacher": TeacherConfig(price_out=-1.0)}, "-1.0", LEAST),
+    ("synthesis.temperature", {"synthesis": SynthesisConfig(temperature=-0.1)}, "-0.1", LEAST),
+    ("synthesis.temperature", {"synthesis": SynthesisConfig(temperature=NAN)}, "nan", LEAST),
+    ("synthesis.temperature", {"synthesis": SynthesisConfig(temperature=INF)}, "inf", LEAST),
     ("seed", {"seed": -1}, "-1", "it must be between 0 and 4294967295"),
     ("seed", {"seed": 2**32}, "4294967296", "it must be between 0 and 4294967295"),
 ]
@@ -163,9 +174,12 @@ def test_names_stand_for_objects():
         ("json:", "update rule 'json:' cannot be imported: "),
         (":f", "update rule ':f' cannot be imported: "),
         (".json:dumps", "update rule '.json:dumps' cannot be imported: "),
+        ("this_module_exits:f", "update rule 'this_module_exits:f' cannot be imported: SystemExit: 0"),
     ],
 )
-def test_names_that_stand_for_nothing(name, message):
+def test_names_that_stand_for_nothing(name, message, tmp_path, monkeypatch):
+    (tmp_path / "this_module_exits.py").write_text("raise SystemExit(0)")
+    monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(InputError) as caught:
         resolve(name, RULES, "update rule")
     assert str(caught.value).startswith(message)

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 from ttsi_jax.errors import InputError
@@ -18,6 +19,7 @@ from ttsi_jax.uncertainty import GateConfig
 if TYPE_CHECKING:
     from ttsi_jax.config import RunConfig
 
+LARGEST = 1e30  # float32 holds it, and what is multiplied with it
 LONGEST = 86_400  # seconds for a teacher's answer; clocks and sockets refuse some larger numbers
 Refusals = tuple[tuple[bool, str], ...]  # whether a configuration is refused, and why
 
@@ -69,23 +71,25 @@ def _check_each(config: RunConfig) -> None:
         if not least <= value <= most:
             bound = f"least {least}" if value < least else f"most {most}"
             raise InputError(f"--{name} is {value}; it must be at {bound}")
-    adapt, gate, synthesis, answer, inf = config.adapt, config.gate, config.synthesis, config.answer, float("inf")
-    teacher = config.teacher
+    adapt, gate, synthesis, answer, teacher = config.adapt, config.gate, config.synthesis, config.answer, config.teacher
+    above, least = f"above 0 and at most {LARGEST:g}", f"at least 0 and at most {LARGEST:g}"
+    stop = adapt.stop_below
     numbers = (  # and whether they may be, and what they must be
-        ("adapt.lr", adapt.lr, adapt.lr is None or 0 < adapt.lr < inf, "above 0"),
-        ("adapt.alpha", adapt.alpha, 0 < adapt.alpha < inf, "above 0"),
-        ("adapt.memory", adapt.memory, 0 < adapt.memory < inf, "above 0"),
-        ("adapt.kl", adapt.kl, 0 <= adapt.kl < inf, "at least 0"),
-        ("adapt.l2", adapt.l2, 0 <= adapt.l2 < inf, "at least 0"),
+        ("adapt.lr", adapt.lr, adapt.lr is None or 0 < adapt.lr <= LARGEST, above),
+        ("adapt.alpha", adapt.alpha, 0 < adapt.alpha <= LARGEST, above),
+        ("adapt.memory", adapt.memory, 0 < adapt.memory <= LARGEST, above),
+        ("adapt.stop-below", stop, stop is None or abs(stop) <= LARGEST, f"a number between ±{LARGEST:g}"),
+        ("adapt.kl", adapt.kl, 0 <= adapt.kl <= LARGEST, least),
+        ("adapt.l2", adapt.l2, 0 <= adapt.l2 <= LARGEST, least),
         ("teacher.timeout", teacher.timeout, 0 < teacher.timeout <= LONGEST, f"above 0 and at most {LONGEST} (a day)"),
-        ("teacher.price-in", teacher.price_in, 0 <= teacher.price_in < inf, "at least 0"),
-        ("teacher.price-out", teacher.price_out, 0 <= teacher.price_out < inf, "at least 0"),
+        ("teacher.price-in", teacher.price_in, 0 <= teacher.price_in <= LARGEST, least),
+        ("teacher.price-out", teacher.price_out, 0 <= teacher.price_out <= LARGEST, least),
         ("gate.budget", gate.budget, 0 <= gate.budget <= 1, "between 0 and 1"),
         ("synthesis.diversity", synthesis.diversity, 0 <= synthesis.diversity <= 1, "between 0 and 1"),
         ("synthesis.top-p", synthesis.top_p, 0 < synthesis.top_p <= 1, "above 0 and at most 1"),
-        ("synthesis.temperature", synthesis.temperature, 0 <= synthesis.temperature < inf, "at least 0"),
+        ("synthesis.temperature", synthesis.temperature, 0 <= synthesis.temperature <= LARGEST, least),
         ("answer.top-p", answer.top_p, 0 < answer.top_p <= 1, "above 0 and at most 1"),
-        ("answer.temperature", answer.temperature, 0 <= answer.temperature < inf, "at least 0"),
+        ("answer.temperature", answer.temperature, 0 <= answer.temperature <= LARGEST, least),
         ("seed", config.seed, 0 <= config.seed < 2**32, f"between 0 and {2**32 - 1}"),
     )
     for name, value, fits, what in numbers:
@@ -147,8 +151,8 @@ def _contradictions(config: RunConfig) -> Refusals:
             f"--adapt.{seeds} seeds compares adapters of the same pairs: not with --adapt.divide",
         ),
         (
-            isinstance(gate.tau, str) and gate.tau != "auto" or gate.tau != gate.tau,
-            "--gate.tau is not a number",
+            gate.tau != "auto" and (isinstance(gate.tau, str) or not math.isfinite(gate.tau)),
+            f"--gate.tau is {gate.tau}; it must be a number or auto",
         ),
     )
 

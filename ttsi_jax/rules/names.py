@@ -28,7 +28,7 @@ def resolve(name: str, known: Mapping[str, Any], kind: str) -> Any:
         raise InputError(f"unknown {kind} '{name}'{hint} Known: {', '.join(known)}; or package.module:object")
     try:
         found = getattr(importlib.import_module(module_name), attribute)
-    except Exception as error:  # importing runs the user's own code, which may raise anything
+    except (Exception, SystemExit) as error:  # importing runs the user's own code, which may raise anything
         raise InputError(f"{kind} '{name}' cannot be imported: {type(error).__name__}: {error}") from error
     if not callable(found) and not (
         isinstance(found, tuple) and hasattr(found, "_fields")
