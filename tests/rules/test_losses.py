@@ -9,6 +9,7 @@ import pytest
 from ttsi_jax.model.decoder import Tokens
 from ttsi_jax.rules import LOSSES, answer_cross_entropy, dpo, entropy, kl_anchored, reinforce, self_distillation
 from ttsi_jax.rules.interface import Batch, Outputs, needed, needs
+from ttsi_jax.rules.losses import kl_to_theta_0
 
 A, V, M = 4, 7, 3
 KEY = jax.random.key(0)
@@ -60,6 +61,17 @@ def test_kl_is_that_to_theta_0():
     found, aux = value(kl_anchored, answer(1), beta=0.3)
     assert found == pytest.approx(-likelihood(1) / 3 + 0.3 * kl, rel=1e-5)
     assert aux["kl"] == pytest.approx(kl, rel=1e-4)
+
+
+def test_rounding_has_no_gradient():
+    """An optimizer that divides by the gradient's size would follow it."""
+
+    def barely(adapter, tokens, predict, inputs=False):
+        rounded = jnp.asarray(np.random.default_rng(9).normal(size=(A, V)) * 1e-3, jnp.float32)
+        return Outputs(jnp.asarray(table(False))[tokens.ids[0]] + (0 if adapter is None else adapter * rounded))
+
+    kl, gradient = jax.value_and_grad(lambda adapter: kl_to_theta_0(barely, adapter, answer(1)))(jnp.float32(1))
+    assert kl == gradient == 0 and kl_to_theta_0(barely, jnp.float32(1000), answer(1)) > 0.1
 
 
 def test_entropy_needs_no_labels():

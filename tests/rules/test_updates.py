@@ -39,12 +39,16 @@ def test_five_steps_as_in_the_paper():
     np.testing.assert_allclose(schedule(5), [0, 1, 0.853553, 0.5, 0.146447], atol=1e-6)
 
 
+def test_a_single_step_is_no_warm_up():
+    assert schedule(1) == schedule(1, 1.0) == [1] and schedule(2) == schedule(2, 1.0) == [0, 1]
+
+
 @pytest.mark.torch
 def test_the_schedule_is_transformers():
     torch = pytest.importorskip("torch")
     from transformers import get_cosine_schedule_with_warmup
 
-    for n_steps in [*range(1, 45), 100, 101, 150]:
+    for n_steps in [*range(2, 45), 100, 101, 150]:
         optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
         reference = get_cosine_schedule_with_warmup(optimizer, math.ceil(0.03 * n_steps), n_steps)
         expected = []
@@ -57,7 +61,7 @@ def test_the_schedule_is_transformers():
 
 @given(st.integers(1, 200), st.integers(0, 50))
 def test_the_schedule_rises_then_falls(n_steps, percent):
-    warmup = -(-n_steps * percent // 100)
+    warmup = min(-(-n_steps * percent // 100), n_steps - 1)
     rates = schedule(n_steps, percent / 100)
     np.testing.assert_allclose(rates[:warmup], np.arange(warmup) / max(warmup, 1), atol=1e-5)
     assert all(a >= b - 1e-6 for a, b in zip(rates[warmup:], rates[warmup + 1 :], strict=False))

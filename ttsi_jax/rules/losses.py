@@ -16,6 +16,10 @@ from jax import Array
 from ttsi_jax.model.lora import Adapter
 from ttsi_jax.rules.interface import Batch, Forward, Metrics, needs
 
+# Nats of KL that rounding may make where nothing has changed, in bfloat16 too. Optimizers that divide a gradient by its
+# own size would follow even that.
+ROUNDING = 1e-4
+
 
 def answer_cross_entropy(forward: Forward, adapter: Adapter, batch: Batch, key: Array) -> tuple[Array, Metrics]:
     """Mean negative log-likelihood of the answer's tokens (the paper's loss)."""
@@ -110,8 +114,9 @@ def _label_log_probs(forward: Forward, adapter: Adapter | None, batch: Batch) ->
 
 
 def _kl(log_p: Array, anchor: Array, weights: Array) -> Array:
-    """Mean over tokens of KL(p || anchor), from log-probabilities [A, V]."""
-    return _mean(jnp.sum(jnp.exp(log_p) * (log_p - anchor), axis=-1), weights)
+    """Mean over tokens of KL(p || anchor), from log-probabilities [A, V]; a token's up to `ROUNDING` counts as 0."""
+    of_tokens = jnp.sum(jnp.exp(log_p) * (log_p - anchor), axis=-1)
+    return _mean(jnp.where(of_tokens > ROUNDING, of_tokens, 0.0), weights)
 
 
 def _at(log_probs: Array, labels: Array) -> Array:

@@ -24,15 +24,16 @@ from ttsi_jax.rules.interface import Batch, LossFn, Metrics, UpdateRule
 def warmup_cosine(step: Array, n_steps: Array, warmup_ratio: Array) -> Array:
     """Share of the peak rate at `step` of `n_steps`: linear from 0 over ceil(ratio * n_steps) steps, then cosine to 0.
 
-    As Hugging Face's `get_cosine_schedule_with_warmup`: of five steps with ratio 0.03 the first has rate 0. Counts and
-    ratio may be arrays, so that inputs with different numbers of steps share a program. All scalars.
+    As Hugging Face's `get_cosine_schedule_with_warmup`: of five steps with ratio 0.03 the first has rate 0. But the
+    last is never of the warm-up: a single step, which would have rate 0 there, has the whole rate. Counts and ratio may
+    be arrays, so that inputs with different numbers of steps share a program. All scalars.
 
     >>> [round(float(warmup_cosine(step, 5, 0.03)), 2) for step in range(5)]
     [0.0, 1.0, 0.85, 0.5, 0.15]
     """
     step, n_steps = jnp.asarray(step, jnp.float32), jnp.asarray(n_steps, jnp.float32)
     # The small term keeps 0.05 * 20 from rounding up to 2.
-    warmup = jnp.ceil(n_steps * warmup_ratio - 1e-4)
+    warmup = jnp.minimum(jnp.ceil(n_steps * warmup_ratio - 1e-4), n_steps - 1)
     rising = step / jnp.maximum(warmup, 1.0)
     progress = (step - warmup) / jnp.maximum(n_steps - warmup, 1.0)
     falling = jnp.maximum(0.0, 0.5 * (1.0 + jnp.cos(jnp.pi * progress)))

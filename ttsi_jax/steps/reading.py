@@ -23,7 +23,8 @@ def read_answer(draft: Draft, stage: str, pair: Pair) -> Wanting:
     row = draft.row(pair.prompt)._replace(shape=pair_shape(draft.shape, [pair]))
     _, prompt = yield Score(draft, stage, row, [pair.answer])
     draft.count(stage, len(row.prefix) + len(row.suffix) + len(pair.answer))
-    return np.asarray(prompt.read.token_log_likelihoods[prompt.row, 0, : len(pair.answer)])
+    log_likelihoods = np.asarray(prompt.read.token_log_likelihoods)  # sliced on the device, each length would compile
+    return log_likelihoods[prompt.row, 0, : len(pair.answer)]
 
 
 def best_first(

@@ -7,6 +7,7 @@ tokens. (With the form `free` the model decodes whatever tokens it likes, and tr
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -53,12 +54,15 @@ def keys_text(tool: Tool, values: Sequence[str]) -> str:
     return render_call(Call(tool.name, arguments))
 
 
+_LEADING_ZEROS = re.compile(r"^(-?)0+(?=\d)")  # of a number, which JSON does not have: it would read 0 and stop
+
+
 def read_value(said: str, opening: str, closing: str) -> Any:
     """The JSON value at the start of `opening + said`; its end may be missing, or followed by more."""
     decoder = json.JSONDecoder(strict=False, parse_constant=_refuse_constant)
     for text in (opening + said, opening + said + closing):
         try:
-            value, _ = decoder.raw_decode(text.strip())
+            value, _ = decoder.raw_decode(_LEADING_ZEROS.sub(r"\1", text.strip()))
             strict_json.check(value)
             return value
         except (ValueError, RecursionError):
