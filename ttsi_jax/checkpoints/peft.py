@@ -179,7 +179,11 @@ def _read_settings(path: Path) -> tuple[int, float]:
     if settings.get("bias", "none") != "none":
         raise ModelFileError(f"{path}: bias = {settings['bias']!r} is not supported")
     rank, alpha = settings.get("r"), settings.get("lora_alpha")
-    numbers = isinstance(rank, int) and isinstance(alpha, int | float) and not isinstance(rank, bool)
-    if not numbers or isinstance(alpha, bool) or rank < 1 or not 0 < alpha < math.inf:
+    if (
+        bool in (type(rank), type(alpha))
+        or not isinstance(rank, int)
+        or not isinstance(alpha, int | float)
+        or not (rank >= 1 and 0 < alpha < math.inf)
+    ):
         raise ModelFileError(f"{path}: r = {rank!r} and lora_alpha = {alpha!r} are not a rank and a number above 0")
     return rank, alpha * rank**0.5 if settings.get("use_rslora") else float(alpha)

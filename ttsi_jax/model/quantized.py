@@ -88,12 +88,15 @@ _SUBSCRIPTS = ("...i,io->...o", "...i,oi->...o")  # by the axis that is contract
 def _product(x: Array, matrix: Array, axis: int, dtype: Any) -> Array:
     if dtype is not None and x.dtype != dtype:
         return _accumulated(x, matrix, axis, dtype)
-    plain = lambda x, matrix: jnp.einsum(_SUBSCRIPTS[axis], x, matrix)  # noqa: E731
+    plain = partial(jnp.einsum, _SUBSCRIPTS[axis])
     if x.dtype != jnp.bfloat16:
         return plain(x, matrix)
-    # CPUs that multiply bfloat16 give float32; asked for bfloat16, XLA makes all factors float32 before.
-    rounded = lambda x, matrix: _accumulated(x, matrix, axis, jnp.float32).astype(x.dtype)  # noqa: E731
-    return jax.lax.platform_dependent(x, matrix, cpu=rounded, default=plain)
+    return jax.lax.platform_dependent(x, matrix, cpu=partial(_rounded, axis), default=plain)
+
+
+def _rounded(axis: int, x: Array, matrix: Array) -> Array:
+    """CPUs that multiply bfloat16 give float32; asked for bfloat16, XLA would make all factors float32 before."""
+    return _product(x, matrix, axis, jnp.float32).astype(x.dtype)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(2, 3))
