@@ -5,7 +5,7 @@ import pytest
 
 from ttsi_jax.adaptation import AdaptConfig
 from ttsi_jax.answering import AnswerConfig
-from ttsi_jax.config import RunConfig, check
+from ttsi_jax.config import RunConfig, check, find_parts
 from ttsi_jax.errors import InputError
 from ttsi_jax.rules import RULES, adamw
 from ttsi_jax.rules.names import resolve
@@ -149,6 +149,12 @@ def test_a_configuration_is_plain_values():
     values = RunConfig(wave=3).to_dict()
     assert json.loads(json.dumps(values)) == values
     assert values["wave"] == 3 and values["gate"]["tau"] == 0.95 and values["adapt"]["rule"] == "adamw"
+
+
+def test_a_synthesizer_of_other_arguments_is_refused_before_a_run():
+    config = replace(RunConfig(), synthesis=SynthesisConfig(form="json:dumps"))
+    with pytest.raises(InputError, match="'json:dumps' is none and cannot be called with an input and an"):
+        find_parts(config, {})
 
 
 def test_names_stand_for_objects():

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import importlib.util
+import inspect
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
@@ -25,6 +26,7 @@ from ttsi_jax.synthesis import (
     SYNTHESIZERS,
     PairSource,
     SynthesisConfig,
+    Synthesizer,
     TeacherConfig,
     find_source,
 )
@@ -167,4 +169,19 @@ def find_parts(config: RunConfig, given: Mapping[str, Any], data: str | PathLike
     found["loss"] = anchored(found["loss"], config.adapt.kl, config.adapt.l2)
     if not isinstance(found["answerer"], Answerer):
         raise InputError(f"form of answers '{config.answer.form}' is {found['answerer']!r}, not an Answerer")
+    _refuse_other_arguments(found["synthesizer"], config.synthesis_form)
     return Parts(**found)
+
+
+def _refuse_other_arguments(source: PairSource, name: str) -> None:
+    """Refuses a function that cannot be called as one that writes pairs is."""
+    if isinstance(source, Synthesizer):
+        return
+    try:
+        inspect.signature(source).bind("an input", 0)
+    except TypeError as error:
+        raise InputError(
+            f"synthesizer '{name}' is none and cannot be called with an input and an attempt's number: {error}"
+        ) from None
+    except ValueError:  # a callable that does not say what it takes
+        pass

@@ -170,10 +170,17 @@ def read_config(path: Path) -> dict[str, Any]:
 
 
 def read_summary(path: Path) -> dict[str, Any] | None:
-    """The summary of the run in a directory; None while the run is unfinished, or where figures are missing."""
+    """The summary of the run in a directory; None while the run is unfinished, or where figures are missing.
+
+    Raises:
+        InputError: it is damaged.
+    """
     if not (path / SUMMARY).exists():
         return None
-    summary = read_object(path / SUMMARY)
+    try:
+        summary = read_object(path / SUMMARY)
+    except InputError as error:
+        raise InputError(f"{error}. Delete it, and the same command writes it again.") from None
     return summary if summary.keys() >= summarise([]).keys() else None
 
 
