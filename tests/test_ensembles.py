@@ -123,7 +123,7 @@ def test_rows_with_a_prefix_in_common_turn_their_functions_too():
 
 
 def test_answers_that_cannot_be_right_give_way_to_those_that_can():
-    sampled = {"samples": 6, "temperature": 1.5, "top_p": 1.0}
+    sampled = {"samples": 24, "temperature": 1.5, "top_p": 1.0}
     plain, repaired = (records(TASK, answer={**sampled, "repair": repair}) for repair in (False, True))
     changed = 0
     for record, other, one in zip(repaired, plain, TASK.examples, strict=True):

@@ -109,7 +109,7 @@ AUTO = settings(**gate(tau="auto", budget=0.5), method="base")
 
 @pytest.mark.parametrize("tau", [float("nan"), "much"])
 def test_a_tau_that_is_none(tau):
-    with pytest.raises(InputError, match="--gate.tau is not a number"):
+    with pytest.raises(InputError, match=f"--gate.tau is {tau}; it must be a number or auto"):
         check(settings(**gate(tau=tau)))
 
 

@@ -166,7 +166,7 @@ OPTIONS = (
     ),
     *(option(f"--adapt.{name} is {value}; it must be above 0", f"--adapt.{name}", value)
       for name in ("lr", "alpha", "memory") for value in ("0.0", "-1.0", "nan", "inf")),
-    option("--gate.tau is not a number", "--gate.tau", "nan"),
+    option("--gate.tau is nan; it must be a number or auto", "--gate.tau", "nan"),
     *(option("--synthesis.top-p is", "--synthesis.top-p", value) for value in ("0", "-1", "1.5", "nan", "inf")),
     *(option("--synthesis.temperature is", "--synthesis.temperature", value) for value in ("-1", "nan", "inf")),
     *(option("--seed is", "--seed", value) for value in ("-1", "4294967296", "9" * 30)),
