@@ -153,7 +153,7 @@ def test_a_configuration_is_plain_values():
 
 def test_a_synthesizer_of_other_arguments_is_refused_before_a_run():
     config = replace(RunConfig(), synthesis=SynthesisConfig(form="json:dumps"))
-    with pytest.raises(InputError, match="'json:dumps' is none and cannot be called with an input and an"):
+    with pytest.raises(InputError, match="'json:dumps' cannot be called with an input and the number of an"):
         find_parts(config, {})
 
 

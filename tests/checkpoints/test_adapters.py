@@ -1,5 +1,8 @@
 """Adapters that outlive their run: whole or not there, one input's at a time, and the same arithmetic in PEFT."""
 
+import os
+import subprocess
+import sys
 from dataclasses import replace
 
 import chex
@@ -63,8 +66,38 @@ def test_a_damaged_checkpoint_is_named(tmp_path, part):
     for file in (tmp_path / ADAPTERS).glob(f"*/{part}"):
         if file.is_file():
             file.write_bytes(b"")
-    with pytest.raises(InputError, match=f"{ADAPTERS}/.*: these adapters are damaged"):
+    with pytest.raises(InputError, match=f"{ADAPTERS}/.*: these adapters cannot be read"):
         load_adapter(tmp_path, "a")
+
+
+FULL = """
+import resource
+from pathlib import Path
+from checkpoints.test_adapters import CONFIG, LORA, WAVE
+from model.tiny import random_adapter
+from ttsi_jax.checkpoints.adapters import save_adapters
+from ttsi_jax.checkpoints.peft import save_peft
+
+save_adapters(Path("run"), ["a"], WAVE, LORA, CONFIG, "base")
+resource.setrlimit(resource.RLIMIT_FSIZE, (2000, -1))
+try:
+    save_adapters(Path("run"), ["b"], WAVE, LORA, CONFIG, "base")
+except OSError as error:
+    print(error.filename)
+try:
+    save_peft("peft", random_adapter(CONFIG, 0, LORA), CONFIG, rank=4, alpha=6.0)
+except OSError as error:
+    print(error.filename)
+"""
+
+
+def test_a_disk_that_takes_no_more_is_an_error_of_the_system(tmp_path):
+    """It keeps what is there. The child's files may have 2000 bytes."""
+    env = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    command = [sys.executable, "-c", FULL]
+    process = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=300)
+    assert process.stdout.split() == ["run/adapters", "peft/adapter_model.safetensors"], process.stderr
+    assert saved_ids(tmp_path / "run") == ["a"]
 
 
 def ours(model: LanguageModel, adapter, lora: LoraConfig, ids: list[int]) -> np.ndarray:

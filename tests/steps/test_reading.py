@@ -3,15 +3,19 @@
 from collections import Counter
 from dataclasses import replace
 from functools import partial
+from types import SimpleNamespace
 
+import jax
 import numpy as np
 import pytest
 
 from tiny_runs import ADD, EXAMPLES, GREET, TASK, settings, task_of, tiny_model
 from ttsi_jax.batching.inputs import prepare
-from ttsi_jax.batching.waves import Waves
+from ttsi_jax.batching.waves import Pair, Shape, Waves
 from ttsi_jax.loop import run
 from ttsi_jax.quality.choice import similarity
+from ttsi_jax.runs.clock import CompileClock
+from ttsi_jax.steps.reading import read_answer
 from ttsi_jax.synthesis import REQUEST, Synthetic
 from ttsi_jax.tasks import Call
 from ttsi_jax.tasks.prompts import PromptEncoder
@@ -85,6 +89,22 @@ def test_what_asks_for_pairs_is_read_once_for_all_candidates(monkeypatch):
     monkeypatch.setattr(Waves, "score", counting)
     [record] = run(MODEL, ONE, config).records
     assert len(record.synthetic) == 4 and read[draft.prefix, draft.requests[0]] == 1
+
+
+def test_answers_of_any_length_compile_nothing():
+    encoder = PromptEncoder(MODEL.tokenizer)
+    draft = prepare(ONE.examples[0], "task", encoder, settings(), MODEL.config.context_length, REQUEST)
+    draft.shape = Shape(32, 16, 2, 4)
+    read = np.random.default_rng(0).normal(size=(2, 1, 8)).astype(np.float32)
+    prompt = SimpleNamespace(read=SimpleNamespace(token_log_likelihoods=jax.device_put(read)), row=1)
+    with CompileClock() as clock:
+        for length in range(1, 9):
+            reading = read_answer(draft, "score", Pair((1, 2, 3), tuple(range(length))))
+            next(reading)
+            with pytest.raises(StopIteration) as end:
+                reading.send((None, prompt))
+            np.testing.assert_array_equal(end.value.value, read[1, 0, :length])
+    assert clock.seconds == 0
 
 
 def test_rounds_go_on_until_there_are_enough():

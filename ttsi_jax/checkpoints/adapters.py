@@ -50,7 +50,10 @@ def save_adapters(
     with _checkpointer() as checkpointer:
         try:
             checkpointer.save((run / ADAPTERS / name).resolve(), ocp.args.Composite(**items), force=True)
-        except ValueError as error:  # as its writer says that a disk is full
+        except ValueError as error:
+            if "os_error_code" not in str(error):
+                raise
+            # As orbax's writer says that a disk is full, or that it may not write there.
             raise OSError(None, str(error).partition("\n")[0], str(run / ADAPTERS)) from None
 
 
@@ -111,7 +114,8 @@ def _restore(path: Path, **items: Any) -> Any:
     except (ValueError, KeyError, OSError) as error:  # as orbax and its readers say it
         why = str(error).partition("\n")[0]
         raise InputError(
-            f"{path}: these adapters are damaged ({type(error).__name__}: {why}); delete the folder to use the others"
+            f"{path}: these adapters cannot be read ({type(error).__name__}: {why}); if the folder is damaged, delete "
+            "it to use the others"
         ) from None
 
 

@@ -112,7 +112,7 @@ def locate(source: str | Path) -> tuple[str, Path]:
     try:
         path = path.expanduser()
         found = path.exists()
-    except (OSError, ValueError, RuntimeError):  # a name too long, or with a zero byte; nobody's home
+    except (OSError, ValueError, RuntimeError):  # a name too long, or with a zero byte, or `~user` of no user
         found = False
     if found:
         if not path.is_dir() and path.suffix != ".gguf":

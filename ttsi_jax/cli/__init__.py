@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import sys
-import tempfile
 from contextlib import suppress
 from io import TextIOWrapper
 from pathlib import Path
@@ -277,15 +276,14 @@ def _name_problems(task: Task) -> None:
 
 
 def _write(path: Path, text: str) -> None:
-    """Replaces a file when all of the new one is written."""
+    """Replaces a file, or what a link leads to, when all of the new one is written."""
+    from ttsi_jax.runs.directory import replace_file
+
     try:
-        if not path.is_file() and path.exists():  # such as /dev/stdout
+        if path.exists() and not path.is_file():  # such as /dev/stdout
             path.write_text(text, encoding="utf-8")
-            return
-        with tempfile.TemporaryDirectory(dir=path.parent, prefix=".ttsi-jax-") as folder:
-            whole = Path(folder) / path.name
-            whole.write_text(text, encoding="utf-8")
-            whole.replace(path)
+        else:
+            replace_file(path.resolve(), text.encode())
     except OSError as error:
         raise InputError(f"{path}: cannot be written: {error.strerror}") from None
 

@@ -181,7 +181,8 @@ def _refuse_other_arguments(source: PairSource, name: str) -> None:
         inspect.signature(source).bind("an input", 0)
     except TypeError as error:
         raise InputError(
-            f"synthesizer '{name}' is none and cannot be called with an input and an attempt's number: {error}"
+            f"synthesizer '{name}' cannot be called with an input and the number of an attempt ({error}); name a "
+            "Synthesizer, or a function of both that gives a Synthetic"
         ) from None
     except ValueError:  # a callable that does not say what it takes
         pass

@@ -72,24 +72,24 @@ def _check_each(config: RunConfig) -> None:
             bound = f"least {least}" if value < least else f"most {most}"
             raise InputError(f"--{name} is {value}; it must be at {bound}")
     adapt, gate, synthesis, answer, teacher = config.adapt, config.gate, config.synthesis, config.answer, config.teacher
-    above, least = f"above 0 and at most {LARGEST:g}", f"at least 0 and at most {LARGEST:g}"
+    positive, not_negative = f"above 0 and at most {LARGEST:g}", f"at least 0 and at most {LARGEST:g}"
     stop = adapt.stop_below
     numbers = (  # and whether they may be, and what they must be
-        ("adapt.lr", adapt.lr, adapt.lr is None or 0 < adapt.lr <= LARGEST, above),
-        ("adapt.alpha", adapt.alpha, 0 < adapt.alpha <= LARGEST, above),
-        ("adapt.memory", adapt.memory, 0 < adapt.memory <= LARGEST, above),
+        ("adapt.lr", adapt.lr, adapt.lr is None or 0 < adapt.lr <= LARGEST, positive),
+        ("adapt.alpha", adapt.alpha, 0 < adapt.alpha <= LARGEST, positive),
+        ("adapt.memory", adapt.memory, 0 < adapt.memory <= LARGEST, positive),
         ("adapt.stop-below", stop, stop is None or abs(stop) <= LARGEST, f"a number between ±{LARGEST:g}"),
-        ("adapt.kl", adapt.kl, 0 <= adapt.kl <= LARGEST, least),
-        ("adapt.l2", adapt.l2, 0 <= adapt.l2 <= LARGEST, least),
+        ("adapt.kl", adapt.kl, 0 <= adapt.kl <= LARGEST, not_negative),
+        ("adapt.l2", adapt.l2, 0 <= adapt.l2 <= LARGEST, not_negative),
         ("teacher.timeout", teacher.timeout, 0 < teacher.timeout <= LONGEST, f"above 0 and at most {LONGEST} (a day)"),
-        ("teacher.price-in", teacher.price_in, 0 <= teacher.price_in <= LARGEST, least),
-        ("teacher.price-out", teacher.price_out, 0 <= teacher.price_out <= LARGEST, least),
+        ("teacher.price-in", teacher.price_in, 0 <= teacher.price_in <= LARGEST, not_negative),
+        ("teacher.price-out", teacher.price_out, 0 <= teacher.price_out <= LARGEST, not_negative),
         ("gate.budget", gate.budget, 0 <= gate.budget <= 1, "between 0 and 1"),
         ("synthesis.diversity", synthesis.diversity, 0 <= synthesis.diversity <= 1, "between 0 and 1"),
         ("synthesis.top-p", synthesis.top_p, 0 < synthesis.top_p <= 1, "above 0 and at most 1"),
-        ("synthesis.temperature", synthesis.temperature, 0 <= synthesis.temperature <= LARGEST, least),
+        ("synthesis.temperature", synthesis.temperature, 0 <= synthesis.temperature <= LARGEST, not_negative),
         ("answer.top-p", answer.top_p, 0 < answer.top_p <= 1, "above 0 and at most 1"),
-        ("answer.temperature", answer.temperature, 0 <= answer.temperature <= LARGEST, least),
+        ("answer.temperature", answer.temperature, 0 <= answer.temperature <= LARGEST, not_negative),
         ("seed", config.seed, 0 <= config.seed < 2**32, f"between 0 and {2**32 - 1}"),
     )
     for name, value, fits, what in numbers:

@@ -19,7 +19,8 @@ from ttsi_jax.rules.losses import kl_to_theta_0
 
 def anchored(loss: Loss, kl: float = 0.0, l2: float = 0.0) -> Loss:
     """The loss with `kl` times KL(adapted || theta_0) at the answer's tokens (Ziegler et al., arXiv 1909.08593) and
-    `l2` times `squared_change`; the loss itself where both are 0. Other weights are another program."""
+    `l2` times `squared_change`; the loss itself where both are 0. A token's KL of up to 1e-4 nats counts as 0, see
+    `ttsi_jax.rules.losses.ROUNDING`. Other weights are another program."""
     return _Anchored(loss, kl, l2) if kl or l2 else loss
 
 

@@ -32,7 +32,7 @@ def kl_anchored(
 ) -> tuple[Array, Metrics]:
     """Cross-entropy plus `beta` times KL(adapted || theta_0) at the answer's tokens: learn, but stay near.
 
-    The penalty is that of RLHF (Ziegler et al., arXiv 1909.08593).
+    The penalty is that of RLHF (Ziegler et al., arXiv 1909.08593). A token's KL of up to `ROUNDING` counts as 0.
     """
     del key
     log_p = _log_probs(forward, adapter, batch)
@@ -42,7 +42,10 @@ def kl_anchored(
 
 
 def kl_to_theta_0(forward: Forward, adapter: Adapter, batch: Batch) -> Array:
-    """Mean KL(adapted || theta_0) of the next token along the answer, a float32 scalar."""
+    """Mean KL(adapted || theta_0) of the next token along the answer, a float32 scalar.
+
+    A token's KL of up to `ROUNDING` counts as 0.
+    """
     return _kl(_log_probs(forward, adapter, batch), _log_probs(forward, None, batch), batch.weights)
 
 

@@ -91,8 +91,8 @@ class RunDirectory:
         Raises:
             InputError: `order` does not name exactly the inputs that have a record.
         """
-        _replace(self.path / RECORDS, _lines(self.ordered(order)))
-        _replace(self.path / SUMMARY, _document(summary))
+        replace_file(self.path / RECORDS, _lines(self.ordered(order)))
+        replace_file(self.path / SUMMARY, _document(summary))
 
     def ordered(self, order: Sequence[str]) -> list[Record]:
         """The records of all inputs in this order; raises what `complete` does."""
@@ -113,12 +113,12 @@ class RunDirectory:
 
     def write(self, name: str, value: Mapping[str, Any]) -> None:
         """Writes another JSON file beside the records, such as `environment.json`; a resumed run keeps the newest."""
-        _replace(self.path / name, _document(value))
+        replace_file(self.path / name, _document(value))
 
     def write_once(self, name: str, values: Iterable[Mapping[str, Any]]) -> None:
         """Writes a file of JSON lines beside the records; one that is there stays."""
         if not (self.path / name).exists():
-            _replace(self.path / name, b"".join(strict_json(value).encode() + b"\n" for value in values))
+            replace_file(self.path / name, b"".join(strict_json(value).encode() + b"\n" for value in values))
 
 
 def open_run(path: str | os.PathLike[str], config: Mapping[str, Any]) -> RunDirectory:
@@ -257,7 +257,7 @@ def _acquire_lock(path: Path) -> int:
 def _settle_config(path: Path, config: Mapping[str, Any]) -> None:
     """Writes the configuration of a new run; refuses to resume a run that has another."""
     if not (path / CONFIG).exists():
-        _replace(path / CONFIG, _document(config))
+        replace_file(path / CONFIG, _document(config))
         return
     refuse_other(path, "a run", read_config(path), config)
 
@@ -304,8 +304,12 @@ def _temporary(path: Path) -> Path:
     return path.with_name(f".{path.name}.tmp")
 
 
-def _replace(path: Path, content: bytes) -> None:
-    """Writes a file so that at any moment either the old or the new content is there, whole."""
+def replace_file(path: Path, content: bytes) -> None:
+    """Writes a file so that at any moment either the old or the new content is there, whole.
+
+    Raises:
+        OSError: it cannot be written, and the old content is there.
+    """
     temporary = _temporary(path)
     with held_back():
         try:
