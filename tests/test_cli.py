@@ -268,7 +268,6 @@ def test_an_interrupted_process_exits_with_130_and_the_same_command_resumes(mode
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_while_a_program_compiles_exits_with_130(model, number):
-    """XLA's threads go on compiling, and crash where Python is no longer there."""
     Path("mine.jsonl").write_text("\n".join(map(line, EXAMPLES)))
     argv = ["run", "--model", model, "--task", "mine.jsonl", *SETTINGS, "--out", "run"]
     env = os.environ | {"PYTHONPATH": str(Path(ttsi_jax.__file__).parents[1]), "JAX_LOG_COMPILES": "1"}
@@ -284,6 +283,30 @@ def test_a_signal_while_a_program_compiles_exits_with_130(model, number):
         said.append(process.stderr.read())
     assert process.returncode == 130, "".join(said)
     assert "the same command resumes the run" in said[-1]
+
+
+COMPILING = """
+import threading, time
+import jax, jax.numpy as jnp
+from ttsi_jax import cli
+
+def long(x):
+    for _ in range(3000):
+        x = jnp.tanh(x @ x)
+    return x
+
+threading.Thread(target=jax.jit(long), args=(jnp.eye(64),), daemon=True).start()
+time.sleep(1)
+cli.main = lambda: cli.INTERRUPTED
+cli.entry()
+"""
+
+
+def test_an_interrupted_process_does_not_wait_for_what_compiles():
+    """XLA would go on, and crash where Python is no longer there."""
+    env = os.environ | {"PYTHONPATH": str(Path(ttsi_jax.__file__).parents[1])}
+    process = subprocess.run([sys.executable, "-c", COMPILING], env=env, capture_output=True, text=True, timeout=300)
+    assert (process.returncode, process.stderr) == (130, "")
 
 
 def test_an_interrupt_before_the_run_begins(model, monkeypatch, capsys):
