@@ -320,6 +320,7 @@ class PyTorchBaseline:
             trainer.remove_callback(PrinterCallback)
             trainer.train()
         trainer.accelerator.unwrap_model(self.trained, keep_fp32_wrapper=False)  # else autocasts nest, input by input
+        del self.trained._is_accelerate_prepared  # else the next input's Trainer would train without autocast
         self.trained.eval().zero_grad()
         return [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
 

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
+import jax
 import pytest
 
 import bench_report
@@ -21,6 +22,7 @@ from tiny_runs import tiny_model
 from ttsi_jax.checkpoints.config import from_hf
 from ttsi_jax.errors import InputError
 from ttsi_jax.model.decoder import abstract_params
+from ttsi_jax.model.lora import LoraConfig, init_adapter
 from workload import SHAPES, Clock, Found, JaxSide, Work, load, make_inputs, random_model
 
 ROOT = Path(__file__).parents[2]
@@ -192,6 +194,25 @@ def test_both_sides_agree_and_files_of_one_side_each_are_laid_side_by_side(monke
     assert bench_vs_pytorch.main() == 0
     merged = json.loads((tmp_path / "merged.json").read_text())
     assert merged["agreement"]["pytorch"]["answer"] == 1 and set(merged["ratios"]) == set(both["ratios"])
+
+
+@pytest.mark.torch
+@pytest.mark.filterwarnings("ignore")  # of PEFT and transformers, about each other
+@pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-4), ("bfloat16", 0.02)])
+def test_the_trainer_trains_each_input_as_the_bare_loop_does(dtype, tolerance):
+    torch = pytest.importorskip("torch")
+    from pytorch_baseline import PyTorchBaseline
+
+    model = random_model("tiny", dtype)
+    baseline = PyTorchBaseline(model.config, model.params, dtype=getattr(torch, dtype))
+    adapter = init_adapter(jax.random.key(0), model.config, LoraConfig())
+    for ids in (list(range(3, 60)), list(range(60, 3, -1))):
+        losses = (
+            train(ids, n_answer=10, steps=4, lr=1e-2, initial=adapter)
+            for train in (baseline.train, baseline.train_with_trainer)
+        )
+        bare, with_trainer = map(list, losses)
+        assert bare == pytest.approx(with_trainer, abs=tolerance) and bare[-1] < bare[0] - 5 * tolerance
 
 
 def test_ratios_are_to_the_fastest_other_side():
