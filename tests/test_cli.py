@@ -427,6 +427,8 @@ def test_fetching_needs_a_name_and_listing_none(capsys):
     assert main(["tasks", "fetch"]) == 2
     assert "name the tasks to fetch" in capsys.readouterr().err
     assert main(["tasks", "--data", "nowhere"]) == main(["tasks", "list"]) == 0
+    assert main(["tasks", "list", "sealtools"]) == 2
+    assert "takes no names; given sealtools" in one_line(capsys.readouterr().err)
 
 
 def test_an_error_of_the_system_is_told(model, capsys, monkeypatch):

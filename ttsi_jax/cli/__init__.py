@@ -204,6 +204,8 @@ def tasks(args: Tasks) -> int:
         if not args.names:
             raise InputError("name the tasks to fetch: ttsi-jax tasks fetch sealtools")
         return max([_fetched(name, args.data) for name in args.names])
+    if args.names:
+        raise InputError(f"`tasks list` lists all tasks and takes no names; given {' '.join(args.names)}")
     rows = [(t.name, t.present, t.n_inputs, t.licence, t.source, t.known()) for t in describe_tasks(args.data)]
     output.print(plain_table(("name", "here", "inputs", "licence", "how to get it", "known of it"), rows))
     return DONE
